@@ -1,0 +1,172 @@
+"""The public calls: `fit` and `load`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from neural_tune import plugins
+from neural_tune.config import (
+    ObjectiveFunction,
+    PostTrainingQuantConfig,
+    QuantizationAwareTrainingConfig,
+    TuneConfig,
+)
+from neural_tune.engine import tune
+from neural_tune.errors import ConfigError
+from neural_tune.evaluation import Evaluator, FunctionEvaluator, MetricEvaluator, as_loader
+from neural_tune.preparation import Task
+from neural_tune.protocols import Reporter
+from neural_tune.report import make_reporter
+from neural_tune.result import RESULT_VERSION, TuneResult
+from neural_tune.values import AccuracyCriterion, FrozenMap
+
+
+def fit(
+    model: object,
+    conf: PostTrainingQuantConfig | QuantizationAwareTrainingConfig | TuneConfig,
+    calib_dataloader: Iterable[Any] | None = None,
+    eval_func: Callable[[Any], Any] | None = None,
+    eval_dataloader: Iterable[Any] | None = None,
+    eval_metric: Any = None,
+    *,
+    framework: str = "",
+    reporter: Reporter | str | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    job_name: str = "",
+    objective_functions: Mapping[str, ObjectiveFunction] | None = None,
+) -> TuneResult:
+    """Return the best low-precision form of `model` that meets the accuracy criterion, with the evidence.
+
+    The caller's model is never changed.
+
+    Args:
+        model: A model object of an installed framework, or a path to one.
+        conf: The configuration.
+        calib_dataloader: Iterable of batches, `(inputs, labels)` or `inputs`, read once; or one array, or a tuple `(x, y)` of arrays.
+        eval_func: Takes the native model, returns a number or a dict of numbers. Or give the two arguments below.
+        eval_dataloader: Iterable of batches `(inputs, labels)`, iterated anew for each pass; or a tuple `(x, y)` of arrays.
+        eval_metric: Name of a built-in metric ("topk", "f1" ...), {name: options}, "module:callable", a callable
+            `(outputs, labels) -> float`, or a list of these.
+        framework: Name of the adapter; empty lets the model decide.
+        reporter: "console" (the default), "json", "quiet", or an object with `on_event`.
+        resume: Directory of an earlier run to go on with.
+        job_name: Name of the job in the workspace; empty takes the model's.
+        objective_functions: Objectives of your own by name, `native model -> float`.
+
+    Returns:
+        The result; look at `status` (or `accepted`) before using `model`.
+
+    Raises:
+        ConfigError: the configuration or the arguments contradict each other.
+        DataError: calibration or evaluation data cannot be used.
+        CapabilityError: the framework cannot do what is asked for.
+        PluginError: no adapter for the model, or the framework is not installed.
+        Exception: whatever `eval_func` raises, untouched.
+    """
+    config = conf if isinstance(conf, TuneConfig) else _config_of(conf)
+    functions = dict(objective_functions or {})
+    if not isinstance(conf, TuneConfig):
+        functions |= conf.objective_functions
+    _check_objectives(config, functions)
+    evaluator, loader = _evaluator(eval_func, eval_dataloader, eval_metric)
+    if isinstance(evaluator, MetricEvaluator):
+        config = _with_directions(config, evaluator.directions)
+    return tune(
+        Task(
+            model=model,
+            config=config,
+            evaluator=evaluator,
+            reporter=make_reporter(reporter) if reporter is None or isinstance(reporter, str) else reporter,
+            calibration=None if calib_dataloader is None else as_loader(calib_dataloader),
+            evaluation_loader=loader,
+            framework=framework,
+            job=job_name or getattr(conf, "model_name", ""),
+            resume=resume,
+            objective_functions=functions,
+        )
+    )
+
+
+def load(directory: str | os.PathLike[str], *, threads: int | None = None) -> Any:
+    """Return the native model that `TuneResult.save` wrote into `directory`.
+
+    Args:
+        directory: The folder given to `save`, or a run's folder in the workspace.
+        threads: Threads of the runtime; None takes the runtime's default.
+
+    Raises:
+        ConfigError: the folder was not written by neural_tune, or holds no model.
+        PluginError: the framework of the model is not installed.
+    """
+    root = Path(directory)
+    try:
+        stored = json.loads((root / "result.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"load: no readable result.json in {root}, expected a folder written by TuneResult.save"
+        ) from error
+    if stored.get("version") != RESULT_VERSION or not stored.get("artifact"):
+        raise ConfigError(
+            f"load: {root} holds a result of version {stored.get('version')!r} with artifact {stored.get('artifact')!r}, "
+            f"expected version {RESULT_VERSION} with a model"
+        )
+    name = Path(stored["artifact"]).name  # a file name only: no path from a file escapes the folder
+    artifact = next((path for path in (root / name, root / "model" / name) if path.exists()), None)
+    if artifact is None:
+        raise ConfigError(f"load: {root} has no {name}, which its result.json names")
+    adapter = plugins.adapter_for(artifact, stored["framework"])
+    return adapter.native(adapter.restore(artifact, threads))
+
+
+def _config_of(conf: object) -> TuneConfig:
+    if isinstance(conf, PostTrainingQuantConfig | QuantizationAwareTrainingConfig):
+        return conf.to_tune_config()
+    raise ConfigError(
+        f"conf: found a {type(conf).__name__}, expected PostTrainingQuantConfig, QuantizationAwareTrainingConfig or TuneConfig"
+    )
+
+
+def _evaluator(eval_func: Any, eval_dataloader: Any, eval_metric: Any) -> tuple[Evaluator, Iterable[Any] | None]:
+    if eval_func is not None:
+        if eval_metric is not None:
+            raise ConfigError(
+                "found both eval_func and eval_metric, expected one: they would be two definitions of accuracy"
+            )
+        if not callable(eval_func):
+            raise ConfigError(
+                f"eval_func: found a {type(eval_func).__name__}, expected a callable `model -> float or dict`"
+            )
+        return FunctionEvaluator(eval_func), None if eval_dataloader is None else as_loader(eval_dataloader)
+    if eval_dataloader is None or eval_metric is None:
+        raise ConfigError(
+            "nothing defines accuracy: pass eval_func=, or eval_dataloader= together with eval_metric= (for instance eval_metric='topk')"
+        )
+    loader = as_loader(eval_dataloader)
+    return MetricEvaluator(loader, eval_metric), loader
+
+
+def _check_objectives(config: TuneConfig, functions: Mapping[str, ObjectiveFunction]) -> None:
+    known = {"latency", "throughput", "size", "memory", *functions}
+    unknown = [name for name in config.objectives.names if name not in known]
+    if unknown:
+        raise ConfigError(f"objective: found {unknown}, expected some of {sorted(known)}, or pass objective_functions=")
+
+
+def _with_directions(config: TuneConfig, directions: Mapping[str, bool]) -> TuneConfig:
+    """Give every built-in metric its own direction: an error metric is better when it is lower, whatever the default says."""
+    criterion = config.criterion
+    if criterion.metrics or all(higher == criterion.higher_is_better for higher in directions.values()):
+        return config
+    each = {
+        name: AccuracyCriterion(higher, criterion.criterion, criterion.tolerable_loss)
+        for name, higher in directions.items()
+    }
+    turned = sorted(name for name, higher in directions.items() if higher != criterion.higher_is_better)
+    way = "lower" if criterion.higher_is_better else "higher"
+    notice = f"{', '.join(turned)}: {way} is better for this metric, so the criterion was read that way"
+    return replace(config, criterion=replace(criterion, metrics=FrozenMap(each)), notices=(*config.notices, notice))

@@ -1,0 +1,198 @@
+"""The tuning loop. `search` is the whole idea on one screen; everything before it is in preparation.py, one trial in trials.py, everything after in finish.py."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from neural_tune import events
+from neural_tune.errors import AdapterError, PluginError
+from neural_tune.executors import LocalExecutor, ProcessExecutor
+from neural_tune.finish import failed, finish
+from neural_tune.preparation import Run, Task, prepare
+from neural_tune.protocols import Executor
+from neural_tune.result import TuneResult
+from neural_tune.trials import TrialRunner
+from neural_tune.values import Candidate, History, Origin, Trial, TrialResult, TrialStatus, count_passes, to_jsonable
+
+
+def tune(task: Task) -> TuneResult:
+    """Run `task` from the float model to a certified result.
+
+    Ctrl-C and SIGTERM end the search and give the best so far; a second one while that is being finished ends the process as usual.
+
+    Raises:
+        NeuralTuneError: the task cannot be started (configuration, data, plug-ins).
+        Exception: whatever the user's own functions raise, untouched.
+    """
+    with _sigterm_interrupts():
+        try:
+            run = prepare(task)
+        except AdapterError as error:
+            return failed(task, f"the float model cannot be run or calibrated: {error}")
+        with run.journal:
+            if run.problem:
+                return failed(task, f"the float baseline is not sane: {run.problem}", run)
+            reason, is_interrupted = search(run)
+            return finish(run, reason, is_interrupted=is_interrupted)
+
+
+def search(run: Run) -> tuple[str, bool]:
+    """Try candidates until the strategy or the budget ends; return why it ended and whether it was interrupted."""
+    started = time.monotonic()
+    executor = _executor(run)
+    _announce(run)
+    try:
+        while True:
+            ended = _why_stop(run, time.monotonic() - started)
+            while not ended and len(run.history.pending) < executor.capacity and _has_trials_left(run):
+                proposal = run.strategy.propose(run.space, run.history)
+                if proposal is None:
+                    break
+                trial = _trial(run, proposal.candidate, proposal.reason)
+                known = run.history.result_of(trial.candidate)
+                if known is not None:
+                    _record(run, _reused(trial, known), started)
+                    continue
+                run.history = run.history.with_pending(trial)
+                run.journal.append("started", number=trial.number, digest=trial.candidate.digest)
+                run.emit(events.TrialStarted(trial=trial))
+                executor.submit(trial)
+            if ended or not run.history.pending:
+                return ended or "the strategy has no further candidate", False
+            _record(run, executor.collect(), started)
+    except KeyboardInterrupt as interrupt:
+        run.emit(events.Interrupted(signal=str(interrupt) or "SIGINT"))
+        return f"interrupted by {str(interrupt) or 'Ctrl-C'}", True
+    finally:
+        executor.close()
+
+
+def _record(run: Run, result: TrialResult, started: float) -> None:
+    """Take a result into the journal first, then into the history; keep the artifact of the best only."""
+    run.journal.append("trial", result=to_jsonable(result))
+    run.history = run.history.with_result(result)
+    best = run.history.best
+    running = {trial.number for trial in run.history.pending}
+    run.directory.keep_only(running | ({best.reused or best.trial.number} if best else set()))
+    run.emit(
+        events.TrialFinished(
+            result=result,
+            verdict=run.history.verdict(result),
+            history=run.history,
+            eta_seconds=_seconds_left(run, time.monotonic() - started),
+        )
+    )
+
+
+def _why_stop(run: Run, elapsed: float) -> str:
+    """Return the sentence that ends the search, or "" to go on. Running trials are waited for unless time is up."""
+    stop, history = run.task.config.stop, run.history
+    if stop.at_first_acceptable:
+        if history.accepted and not history.pending and run.strategy.is_content(run.space, history):
+            return "the criterion is met"
+    elif elapsed >= stop.timeout:
+        return f"the timeout of {stop.timeout:g} s is reached"
+    if history.pending:
+        return ""
+    if len(history.results) >= stop.max_trials:
+        return f"max_trials ({stop.max_trials}) is reached"
+    if stop.max_passes is not None and count_passes(history.baseline, history.results) >= stop.max_passes:
+        return f"max_passes ({stop.max_passes:g}) is reached"
+    return ""
+
+
+def _has_trials_left(run: Run) -> bool:
+    tried = len(run.history.results) + len(run.history.pending)
+    content = run.task.config.stop.at_first_acceptable and bool(run.history.accepted)
+    return tried < run.task.config.stop.max_trials and not (content and run.strategy.is_content(run.space, run.history))
+
+
+def _trial(run: Run, candidate: Candidate, reason: str) -> Trial:
+    """Number a proposal, after holding the strategy to its contract."""
+    if candidate.is_float or not run.space.contains(candidate):
+        what = "the float model" if candidate.is_float else "a candidate outside the tuning space"
+        raise PluginError(f"strategy {run.strategy.name!r} proposed {what}, which its protocol forbids: {candidate}")
+    return Trial(
+        number=run.history.next_number, candidate=candidate, origin=Origin(strategy=run.strategy.name, reason=reason)
+    )
+
+
+def _reused(trial: Trial, known: TrialResult) -> TrialResult:
+    return TrialResult(
+        trial=trial,
+        status=known.status,
+        metrics=known.metrics,
+        bounds=known.bounds,
+        objectives=known.objectives,
+        is_accepted=known.is_accepted,
+        reason=known.reason,
+        error=known.error,
+        reused=known.reused or known.trial.number,
+    )
+
+
+def _executor(run: Run) -> Executor:
+    runner = TrialRunner(
+        bench=run.bench,
+        baseline=run.history.baseline,
+        is_exact=run.strategy.needs_exact_metrics,
+        progress=lambda trial, done, total: run.emit(
+            events.SamplesDone(stage="search", trial=trial, done=done, total=total)
+        ),
+    )
+    config = run.task.config
+    return ProcessExecutor(runner, config.workers) if config.executor == "process" else LocalExecutor(runner)
+
+
+def _announce(run: Run) -> None:
+    run.emit(events.StageStarted(stage="search"))
+    forecast, stop = run.strategy.forecast(run.space), run.task.config.stop
+    per_trial = _seconds_per_trial(run.history)
+    worst = min(forecast.worst, stop.max_trials) * per_trial
+    run.emit(
+        events.SearchPlanned(
+            baseline=run.history.baseline,
+            forecast=forecast,
+            eta_seconds=_seconds_left(run, 0.0),
+            worst_seconds=worst if stop.at_first_acceptable else min(worst, stop.timeout),
+            max_trials=stop.max_trials,
+        )
+    )
+
+
+def _seconds_per_trial(history: History) -> float:
+    """Return the mean wall time of a trial; before the first one, that of the baseline stands in."""
+    times = [sum(result.durations.values()) for result in history.results if result.status is not TrialStatus.FAILED]
+    return sum(times) / len(times) if times else history.baseline.seconds
+
+
+def _seconds_left(run: Run, elapsed: float) -> float:
+    stop = run.task.config.stop
+    expected = min(run.strategy.forecast(run.space).expected, stop.max_trials)
+    if not stop.at_first_acceptable:
+        return max(0.0, stop.timeout - elapsed)
+    return (
+        max(0, expected - len(run.history.results)) * _seconds_per_trial(run.history) / max(1, run.task.config.workers)
+    )
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Make SIGTERM end the search as Ctrl-C does. Signal handlers belong to the main thread; elsewhere nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    earlier = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)

@@ -1,0 +1,240 @@
+"""Everything after the search: choose, certify, measure, explain, write.
+
+The winner's artifact is the one its trial evaluated: its hash is compared before it is moved into place, so the certificate speaks of the very file
+that is handed out. Only where a trial was cut short, or its files are gone, is the candidate built and evaluated again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neural_tune import events, measure, recipe
+from neural_tune.evaluation import Evaluation
+from neural_tune.preparation import Run, Task
+from neural_tune.protocols import BuildReport, GuardsArtifact, OpOutcome
+from neural_tune.result import Status, TuneResult
+from neural_tune.trials import VALUES_FILE, content_hash, store_values
+from neural_tune.values import (
+    FLOAT_CANDIDATE,
+    Candidate,
+    History,
+    TrialResult,
+    TrialStatus,
+    count_passes,
+    judge,
+    to_jsonable,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Finalist:
+    """A trial whose artifact lies in place and was evaluated on the whole set."""
+
+    result: TrialResult
+    artifact: Path
+    evaluation: Evaluation
+    passes: float  # evaluated for this finish, beyond the trial itself
+
+
+def failed(task: Task, reason: str, run: Run | None = None) -> TuneResult:
+    """Return (and record) a result without a model."""
+    history = run.history if run else None
+    result = TuneResult(
+        status=Status.FAILED,
+        reason=reason,
+        model=None,
+        framework=run.bench.adapter.name if run else task.framework,
+        baseline=history.baseline if history and history.baseline.metrics else None,
+        trials=history.results if history else (),
+        passes=count_passes(history.baseline, history.results) if history else 0.0,
+        notices=run.notices if run else (),
+        run_directory=run.directory.root if run else Path(),
+    )
+    return _conclude(task, result, run)
+
+
+def finish(run: Run, ended: str, *, is_interrupted: bool) -> TuneResult:
+    """Return the result of a search that ended because of `ended`."""
+    best = run.history.best
+    if best is None:
+        return replace(failed(run.task, _why_nothing(run.history, ended), run), is_interrupted=is_interrupted)
+    run.emit(events.StageStarted(stage="certificate"))
+    extra, notices = 0.0, [*run.notices]
+    finalist: _Finalist | None = None
+    is_met = False
+    for result in run.history.accepted or (best,):
+        finalist = _finalist(run, result)
+        extra += finalist.passes
+        is_met = judge(run.history.criterion, finalist.evaluation.metrics, run.history.baseline.metrics).is_met
+        if is_met or not result.is_accepted:
+            break
+        notices.append(
+            f"trial {result.trial.number} was accepted, but its rebuilt artifact is not; the next one was taken"
+        )
+    if finalist is None:
+        raise AssertionError("history.best exists, so there is a finalist")
+    return _conclude(run.task, _result(run, finalist, ended, is_met, is_interrupted, extra, notices), run)
+
+
+def _finalist(run: Run, result: TrialResult) -> _Finalist:
+    """Bring the trial's own artifact into place; build and evaluate it again only if it is not complete."""
+    number = result.reused or result.trial.number
+    folder, bench = run.directory.trial(number), run.bench
+    stored = _stored_values(folder)
+    passes = 0.0
+    if stored is None or result.status is not TrialStatus.COMPLETE:
+        artifact = bench.build(result.trial.candidate, folder)
+        evaluation = bench.evaluator.evaluate(bench.adapter, bench.adapter.restore(artifact, bench.config.threads))
+        store_values(folder, evaluation)
+        passes = evaluation.passes
+    else:
+        evaluation = Evaluation(
+            metrics=result.metrics, samples=result.samples, passes=result.passes, is_complete=True, values=stored
+        )
+    artifact = _only_artifact(folder)
+    shutil.rmtree(run.directory.model, ignore_errors=True)
+    shutil.copytree(folder, run.directory.model, ignore=shutil.ignore_patterns(VALUES_FILE))
+    return _Finalist(result=result, artifact=run.directory.model / artifact.name, evaluation=evaluation, passes=passes)
+
+
+def _stored_values(folder: Path) -> dict[str, Any] | None:
+    """Return the per-sample values of a trial whose artifact is untouched since its evaluation; None otherwise."""
+    path = folder / VALUES_FILE
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as stored:
+        if str(stored["hash"]) != content_hash(folder):
+            return None
+        return {name.removeprefix("value:"): stored[name] for name in stored.files if name.startswith("value:")}
+
+
+def _only_artifact(folder: Path) -> Path:
+    """Return what the adapter's `save` returned: the file (or folder) named like the first entry that is not ours."""
+    entries = sorted(path for path in folder.iterdir() if path.name != VALUES_FILE and not path.name.endswith(".data"))
+    return entries[0]
+
+
+def _result(
+    run: Run,
+    finalist: _Finalist,
+    ended: str,
+    is_met: bool,
+    is_interrupted: bool,
+    extra: float,
+    notices: list[str],
+) -> TuneResult:
+    bench, history = run.bench, run.history
+    candidate = finalist.result.trial.candidate
+    run.emit(events.StageStarted(stage="measure"))
+    speed = bench.compare_speed(finalist.artifact)
+    built = bench.adapter.build(bench.model, candidate, bench.statistics, bench.config.threads)
+    report = bench.adapter.report(built)
+    restored = bench.adapter.restore(finalist.artifact, bench.config.threads)
+    certificate = bench.evaluator.certify(finalist.evaluation)
+    verdict = judge(history.criterion, finalist.evaluation.metrics, history.baseline.metrics)
+    status = Status.ACCEPTED if is_met else Status.BEST_EFFORT
+    result = TuneResult(
+        status=status,
+        reason=f"{verdict.reason} ({ended})",
+        model=bench.adapter.native(restored),
+        framework=bench.adapter.name,
+        baseline=history.baseline,
+        best=replace(finalist.result, metrics=finalist.evaluation.metrics),
+        trials=history.results,
+        certificate=certificate,
+        passes=count_passes(history.baseline, history.results) + extra,
+        speed=speed,
+        size_float=bench.adapter.size(bench.adapter.build(bench.model, FLOAT_CANDIDATE, None, bench.config.threads)),
+        size=measure.size_on_disk(finalist.artifact.parent),
+        ops=_explained(run, report, candidate),
+        counts=report.counts,
+        is_interrupted=is_interrupted,
+        run_directory=run.directory.root,
+        artifact=finalist.artifact,
+    )
+    return replace(result, notices=(*notices, *report.notes, *_warnings(result), *_guard(run, finalist)))
+
+
+def _warnings(result: TuneResult) -> list[str]:
+    """Say loudly what a user would otherwise find out in production."""
+    found = []
+    speed = result.speed
+    verb = "accepted" if result.accepted else "kept as the nearest miss"
+    if speed and speed.high < 1.0:
+        found.append(
+            f"{verb}, but SLOWER than float: {speed.ratio:.2f}x (95 % interval {speed.low:.2f} to {speed.high:.2f})"
+        )
+    elif speed and speed.low <= 1.0:
+        found.append(
+            f"{verb}, but no faster than float: {speed.ratio:.2f}x (95 % interval {speed.low:.2f} to {speed.high:.2f})"
+        )
+    if result.size_ratio is not None and result.size_ratio <= 1.0:
+        found.append(f"{verb}, but not smaller than float: {result.size} against {result.size_float} bytes")
+    if all(op.is_float for op in result.ops):
+        found.append(f"{verb}, but no op runs in low precision")
+    return found
+
+
+def _guard(run: Run, finalist: _Finalist) -> tuple[str, ...]:
+    adapter = run.bench.adapter
+    return adapter.guard(finalist.artifact, run.bench.sample) if isinstance(adapter, GuardsArtifact) else ()
+
+
+def _explained(run: Run, report: BuildReport, candidate: Candidate) -> tuple[OpOutcome, ...]:
+    """Give every float op its reason: the user's rule, the accuracy it restores, or what the adapter says."""
+    tunable = {op: group for group in run.space.groups for op in group.ops}
+    explained = []
+    for outcome in report.ops:
+        reason = outcome.reason
+        if outcome.is_float and outcome.name in run.space.fixed:
+            reason = run.space.fixed[outcome.name]
+        elif outcome.is_float and outcome.name in tunable and candidate.config_of(outcome.name).is_float:
+            reason = _restored_accuracy(run, tunable[outcome.name].ops)
+        explained.append(replace(outcome, reason=reason))
+    return tuple(explained)
+
+
+def _restored_accuracy(run: Run, ops: tuple[str, ...]) -> str:
+    """Return what two trials that differ in this group alone say about it."""
+    complete = [result for result in run.history.results if result.status is TrialStatus.COMPLETE]
+    by_digest: Mapping[str, TrialResult] = {result.trial.candidate.digest: result for result in complete}
+    for result in complete:
+        candidate = result.trial.candidate
+        if candidate.config_of(ops[0]).is_float:
+            continue
+        other = by_digest.get(candidate.with_ops(dict.fromkeys(ops, FLOAT_CANDIDATE.config_of(ops[0]))).digest)
+        if other is not None:
+            name = next(iter(result.metrics))
+            return f"accuracy: float changes {name} by {other.metrics[name] - result.metrics[name]:+.4g} (trials {result.trial.number}, {other.trial.number})"
+    return f"accuracy: the strategy {run.strategy.name!r} left it in float"
+
+
+def _why_nothing(history: History, ended: str) -> str:
+    if not history.results:
+        return f"no candidate was tried: {ended}"
+    first = next(result for result in history.results if result.status is TrialStatus.FAILED)
+    return f"every trial failed; the first one: {first.error}"
+
+
+def _conclude(task: Task, result: TuneResult, run: Run | None) -> TuneResult:
+    """Write the result beside the journal and tell the reporter."""
+    if run is not None:
+        if result.best is not None:
+            header = {
+                "neural_tune": version("neural-tune"),
+                "framework": result.framework,
+                "model": run.bench.adapter.fingerprint(run.bench.model),
+                "result": f"{result.status.value}: {result.reason}",
+            }
+            recipe.write(run.directory.root / "recipe.yaml", result.best.trial.candidate, run.space, header)
+        result.write(run.directory.root / "result.json")
+        run.journal.append("end", status=result.status.value, reason=result.reason, best=to_jsonable(result.best))
+    task.reporter.on_event(events.RunFinished(result=result))
+    return result

@@ -1,0 +1,385 @@
+"""Everything before the search: load, ask for the space, measure the float model, calibrate - or take it over from an earlier run.
+
+A resumed run is held to what it was: the model, the first calibration batch, the first evaluation batch, the space and everything else that decides a trial
+must be the same; only the budget (max_trials, timeout, max_passes) may change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neural_tune import events, journal, plugins
+from neural_tune.config import ObjectiveFunction, TuneConfig
+from neural_tune.errors import ConfigError, DataError
+from neural_tune.evaluation import (
+    CalibrationStream,
+    Evaluation,
+    Evaluator,
+    batch_length,
+    check_baseline,
+    check_outputs,
+    split_batch,
+    to_numpy,
+)
+from neural_tune.journal import Journal
+from neural_tune.protocols import AdapterOptions, AnyAdapter, Inputs, Reporter, Strategy
+from neural_tune.run_directory import RunDirectory
+from neural_tune.space import TuningSpace
+from neural_tune.trials import Workbench
+from neural_tune.values import (
+    FLOAT_CANDIDATE,
+    Baseline,
+    FrozenMap,
+    History,
+    StopRule,
+    TrialResult,
+    digest,
+    from_jsonable,
+    to_jsonable,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What `fit` was asked to do.
+
+    Attributes:
+        model: The caller's model or a path to one.
+        config: The configuration.
+        evaluator: Runs the evaluation.
+        calibration: Calibration batches; None for approaches that need none.
+        evaluation_loader: The evaluation batches, to recognise them on resume; None for an opaque eval_func.
+        reporter: Receives the events.
+        framework: Name of the adapter; empty lets the model decide.
+        job: Name of the job; empty takes the model's.
+        resume: Directory of the run to go on with; None starts a new one.
+        objective_functions: The user's objectives by name.
+    """
+
+    model: object
+    config: TuneConfig
+    evaluator: Evaluator
+    reporter: Reporter
+    calibration: Iterable[Any] | None = None
+    evaluation_loader: Iterable[Any] | None = None
+    framework: str = ""
+    job: str = ""
+    resume: str | os.PathLike[str] | None = None
+    objective_functions: Mapping[str, ObjectiveFunction] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """A run that is ready to search: the only mutable thing is the history, and only the engine's loop moves it on.
+
+    Attributes:
+        task: What was asked for.
+        bench: What trials share.
+        space: The tuning space.
+        strategy: Proposes.
+        journal: Remembers.
+        directory: Where everything is written.
+        history: What is known so far.
+        notices: Things the user should know.
+        problem: Why the search must not start; empty when all is well.
+    """
+
+    task: Task
+    bench: Workbench
+    space: TuningSpace
+    strategy: Strategy
+    journal: Journal
+    directory: RunDirectory
+    history: History
+    notices: tuple[str, ...] = ()
+    problem: str = ""
+
+    def emit(self, event: events.Event) -> None:
+        """Tell the reporter."""
+        self.task.reporter.on_event(event)
+
+
+def prepare(task: Task) -> Run:
+    """Return a run that is ready to search (or carries the `problem` that forbids it).
+
+    Raises:
+        NeuralTuneError: the configuration, the data or the model cannot be used at all.
+    """
+    config = task.config
+    adapter = plugins.adapter_for(task.model, task.framework)
+    strategy = plugins.strategy(config.strategy, config.seed, **config.strategy_options)
+    model = adapter.load(task.model, _options(config))
+    space = TuningSpace.of(adapter.query(model), config.rules)
+    if not space.groups:
+        raise ConfigError(_nothing_to_tune(space))
+    # Peeking would eat the first batch of an iterator, so it is refused here, before anything was computed.
+    _refuse_one_shot(task.calibration, "calib_dataloader", is_fatal=task.resume is not None)
+    _refuse_one_shot(task.evaluation_loader, "eval_dataloader", is_fatal=True)
+    identity = _identity(task, adapter, model, space)
+    records: list[dict[str, Any]] = []
+    if task.resume is None:
+        directory = RunDirectory.create(config.workspace, task.job or _model_name(task.model))
+    else:
+        directory = RunDirectory.existing(Path(task.resume))
+        records = journal.read(directory.journal)
+        _check_identity(records, identity, task, space.capability.inputs)
+    log = Journal(directory.journal)
+    try:
+        if not records:
+            (directory.root / "job.yaml").write_text(json.dumps(to_jsonable(_portable(config)), indent=1) + "\n")
+            log.append("run", identity=identity, config=to_jsonable(_portable(config)), versions=_versions(space))
+        notices = (*config.notices, *space.notices, *space.capability.notes)
+        results = _results(records)
+        task.reporter.on_event(
+            events.RunStarted(
+                job=task.job or _model_name(task.model),
+                run_directory=str(directory.root),
+                space=space,
+                strategy=strategy.name,
+                resumed_trials=len(results),
+                notices=notices,
+            )
+        )
+        return _ready(task, adapter, model, space, strategy, log, directory, records, notices)
+    except BaseException:
+        log.close()
+        raise
+
+
+def _ready(
+    task: Task,
+    adapter: AnyAdapter,
+    model: Any,
+    space: TuningSpace,
+    strategy: Strategy,
+    log: Journal,
+    directory: RunDirectory,
+    records: list[dict[str, Any]],
+    notices: tuple[str, ...],
+) -> Run:
+    statistics, sample, more = _statistics(task, adapter, model, directory, space, log)
+    bench = Workbench(
+        adapter=adapter,
+        model=model,
+        statistics=statistics,
+        config=task.config,
+        evaluator=task.evaluator,
+        directory=directory,
+        sample=sample,
+        batch_size=batch_length(sample),
+        objective_functions=task.objective_functions,
+    )
+    baseline, problems = _baseline(task, bench, log, directory, records)
+    return Run(
+        task=task,
+        bench=bench,
+        space=space,
+        strategy=strategy,
+        journal=log,
+        directory=directory,
+        history=History(
+            baseline=baseline,
+            criterion=task.config.criterion,
+            objectives=task.config.objectives,
+            results=_results(records),
+        ),
+        notices=(*notices, *more),
+        problem="; ".join(problems),
+    )
+
+
+def _statistics(
+    task: Task, adapter: AnyAdapter, model: Any, directory: RunDirectory, space: TuningSpace, log: Journal
+) -> tuple[Any, Inputs, tuple[str, ...]]:
+    """Return calibration statistics, a batch of inputs for measuring, and notices. The data is read at most once."""
+    config, names = task.config, space.capability.inputs
+    loader = task.calibration
+    if loader is None and config.approach in ("static", "auto"):
+        raise ConfigError(f"approach {config.approach!r} needs calibration data: pass calib_dataloader=")
+    source = loader if loader is not None else task.evaluation_loader
+    if source is None:
+        raise ConfigError("no data to measure speed with: pass calib_dataloader= (or eval_dataloader=)")
+    stored = adapter.load_statistics(model, directory.statistics) if task.resume is not None else None
+    if loader is None or stored is not None:
+        return stored, _cut(_first_inputs(source, names), config.performance.batch_size), ()
+    task.reporter.on_event(events.StageStarted(stage="calibration"))
+    stream = CalibrationStream(loader, config.sampling_size, names)
+    statistics = adapter.calibrate(model, stream, directory.statistics)
+    log.append("calibration", digest=stream.first_batch_digest, samples=stream.samples)
+    return statistics, _cut(stream.first_inputs, config.performance.batch_size), tuple(stream.notices)
+
+
+def _baseline(
+    task: Task, bench: Workbench, log: Journal, directory: RunDirectory, records: list[dict[str, Any]]
+) -> tuple[Baseline, list[str]]:
+    """Return the float baseline, from the journal when it is there, else measured; and what is wrong with it."""
+    stored = [record for record in records if record["kind"] == "baseline"]
+    if stored and task.evaluator.restore_baseline(directory.baseline):
+        return from_jsonable(Baseline, stored[-1]["baseline"]), []
+    task.reporter.on_event(events.StageStarted(stage="baseline"))
+    adapter = bench.adapter
+    built = adapter.build(bench.model, FLOAT_CANDIDATE, None, task.config.threads)
+    problems = check_outputs(adapter, built, bench.sample)
+    if problems:
+        return Baseline(metrics=FrozenMap()), problems
+    evaluation: Evaluation = task.evaluator.baseline(
+        adapter,
+        built,
+        progress=lambda done, total: task.reporter.on_event(
+            events.SamplesDone(stage="baseline", trial=0, done=done, total=total)
+        ),
+    )
+    problems = check_baseline(evaluation)
+    baseline = Baseline(
+        metrics=evaluation.metrics,
+        objectives=FrozenMap() if problems else bench.measure_float(),
+        samples=evaluation.samples,
+        passes=evaluation.passes,
+        seconds=evaluation.seconds,
+    )
+    if not problems:
+        task.config.criterion.constraints(
+            baseline.metrics
+        )  # a criterion for an unknown metric must not wait for trial 1
+        task.evaluator.save_baseline(directory.baseline)
+        log.append("baseline", baseline=to_jsonable(baseline))
+    return baseline, problems
+
+
+def _identity(task: Task, adapter: AnyAdapter, model: Any, space: TuningSpace) -> dict[str, str]:
+    """Return what must not change between a run and its resumption, each part as a hash of its own."""
+    config = task.config
+    free = replace(_portable(config), stop=StopRule(), executor="local", workers=1, notices=())
+    return {
+        "model": adapter.fingerprint(model),
+        "space": digest((space.groups, space.fixed)),
+        "configuration": digest(free),
+        "evaluation data": _sample_digest(task.evaluation_loader, space.capability.inputs),
+    }
+
+
+def _check_identity(
+    records: list[dict[str, Any]], identity: Mapping[str, str], task: Task, names: tuple[str, ...]
+) -> None:
+    begun = [record for record in records if record["kind"] == "run"]
+    if not begun:
+        raise ConfigError("resume: the journal has no opening record; start a new run")
+    earlier = dict(begun[0]["identity"])
+    now = dict(identity)
+    calibrated = [record["digest"] for record in records if record["kind"] == "calibration"]
+    if calibrated:
+        earlier["calibration data"], now["calibration data"] = calibrated[-1], _sample_digest(task.calibration, names)
+    loaders = {"calibration data": task.calibration, "evaluation data": task.evaluation_loader}
+    changed = sorted(
+        name
+        for name, value in now.items()
+        # A loader that shuffles shows another first batch every time: then nothing can be said, and nothing is.
+        if value and earlier.get(name) != value and _sample_digest(loaders.get(name), names) in ("", value)
+    )
+    if changed:
+        raise ConfigError(
+            f"resume: the {' and the '.join(changed)} changed since that run; only max_trials, timeout, max_passes and the executor may. "
+            "Start a new run, or pass what the run was started with"
+        )
+
+
+def _results(records: list[dict[str, Any]]) -> tuple[TrialResult, ...]:
+    return tuple(from_jsonable(TrialResult, record["result"]) for record in records if record["kind"] == "trial")
+
+
+def _sample_digest(loader: Iterable[Any] | None, names: tuple[str, ...]) -> str:
+    """Return a hash of the first batch, or "" when there is nothing that can be looked at without using it up."""
+    if loader is None or isinstance(loader, Iterator):
+        return ""
+    batch = next(iter(loader), None)
+    if batch is None:
+        raise DataError("a dataloader is empty: expected at least one batch")
+    total = hashlib.sha256()
+    for array in _arrays(split_batch(batch, names)):
+        total.update(f"{array.dtype}{array.shape}".encode())
+        total.update(np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()[:16]
+
+
+def _arrays(value: Any) -> Iterable[np.ndarray[Any, np.dtype[Any]]]:
+    if value is None:
+        return ()
+    if isinstance(value, Mapping):
+        return itertools.chain.from_iterable(_arrays(value[name]) for name in sorted(value))
+    if isinstance(value, tuple | list):
+        return itertools.chain.from_iterable(_arrays(item) for item in value)
+    return (to_numpy(value),)
+
+
+def _refuse_one_shot(loader: Iterable[Any] | None, name: str, *, is_fatal: bool) -> None:
+    if loader is not None and is_fatal and isinstance(loader, Iterator):
+        raise DataError(
+            f"{name} is a one-shot iterator ({type(loader).__name__}), but it has to be read more than once: "
+            "pass a list, a DataLoader, or an object whose __iter__ starts anew"
+        )
+
+
+def _first_inputs(loader: Iterable[Any], names: tuple[str, ...]) -> Inputs:
+    batch = next(iter(loader), None)
+    if batch is None:
+        raise DataError("a dataloader is empty: expected at least one batch")
+    return split_batch(batch, names)[0]
+
+
+def _cut(inputs: Inputs, size: int | None) -> Inputs:
+    """Return the first `size` samples of a batch (all of them when it is None), as numpy."""
+    if isinstance(inputs, Mapping):
+        return {name: to_numpy(member)[:size] for name, member in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return tuple(to_numpy(member)[:size] for member in inputs)
+    return to_numpy(inputs)[:size]
+
+
+def _options(config: TuneConfig) -> AdapterOptions:
+    return AdapterOptions(
+        approach=config.approach,
+        backend=config.backend,
+        quant_format=config.quant_format,
+        device=config.device,
+        inputs=config.inputs,
+        outputs=config.outputs,
+        reduce_range=config.reduce_range,
+        recipes=config.recipes,
+        extra=config.options,
+    )
+
+
+def _portable(config: TuneConfig) -> TuneConfig:
+    """Return the configuration without what belongs to this machine only."""
+    return replace(config, workspace="")
+
+
+def _versions(space: TuningSpace) -> dict[str, str]:
+    capability = space.capability
+    return {
+        "neural_tune": version("neural-tune"),
+        capability.framework: capability.runtime_version,
+        "numpy": np.__version__,
+        "instruction_set": capability.instruction_set,
+    }
+
+
+def _model_name(model: object) -> str:
+    return Path(model).stem if isinstance(model, str | os.PathLike) else type(model).__name__
+
+
+def _nothing_to_tune(space: TuningSpace) -> str:
+    whys = {op.why for op in space.capability.ops if op.why} | {f"{op}: {why}" for op, why in space.fixed.items()}
+    return "no op of the model can be quantized here: " + (
+        "; ".join(sorted(whys)[:5]) or "the model has no suitable op"
+    )

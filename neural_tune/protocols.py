@@ -1,0 +1,253 @@
+"""The contracts between the engine and everything that plugs into it.
+
+The engine talks to a framework only through `Adapter`, to a search only through `Strategy`, and asks for the optional
+abilities (`ProbesSensitivity`, `ProfilesLatency`, `Trains`, `GuardsArtifact`) with isinstance; it works without them.
+Three opaque things belong to the adapter: `ModelT`, its hold on the caller's float model; `StatsT`, what calibration left
+behind; `BuiltT`, a model that runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+
+import numpy as np
+
+from neural_tune.space import TuningSpace
+from neural_tune.values import Candidate, Capability, FrozenMap, History, Proposal, Trial, TrialResult
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+# What one batch of model inputs can be: one array (or framework tensor), a sequence in the order of the model's inputs,
+# or a mapping by input name. Adapters accept all three and convert tensors of other frameworks through numpy.
+Inputs: TypeAlias = object
+Outputs: TypeAlias = tuple[Array, ...]
+
+ModelT = TypeVar("ModelT")
+StatsT = TypeVar("StatsT")
+BuiltT = TypeVar("BuiltT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpOutcome:
+    """What really became of one op in a built model.
+
+    Attributes:
+        name: Op name, as in the capability.
+        type: Op type.
+        precision: "float", or a short form of the config that was applied, such as "static: uint8 asym per_tensor".
+        reason: Why it is float, or why it differs from what the candidate asked for; empty otherwise.
+    """
+
+    name: str
+    type: str
+    precision: str
+    reason: str = ""
+
+    @property
+    def is_float(self) -> bool:
+        """True when the op runs in float."""
+        return self.precision == "float"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildReport:
+    """What an adapter says about a built model.
+
+    Attributes:
+        ops: One outcome per op of the capability, in its order.
+        counts: Named counts, such as "unfused_qdq".
+        notes: Findings a person should see.
+    """
+
+    ops: tuple[OpOutcome, ...]
+    counts: FrozenMap[float] = field(default_factory=FrozenMap)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterOptions:
+    """What a configuration says to an adapter when it loads a model.
+
+    Attributes:
+        approach: "static", "dynamic", "weight_only", "auto" or "qat".
+        backend: Backend of the framework; "default" lets the adapter choose.
+        quant_format: Format of the quantized graph; "default" lets the adapter choose.
+        device: "cpu" (others where the adapter says so).
+        inputs: Names of the inputs to use; empty takes all.
+        outputs: Names of the outputs to use; empty takes all.
+        reduce_range: One bit less for activations or weights; None lets the adapter decide from the processor.
+        recipes: Recipe name -> on or off, as the user set it.
+        extra: Adapter-specific options by name.
+    """
+
+    approach: str = "static"
+    backend: str = "default"
+    quant_format: str = "default"
+    device: str = "cpu"
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    reduce_range: bool | None = None
+    recipes: FrozenMap[Any] = field(default_factory=FrozenMap)
+    extra: FrozenMap[Any] = field(default_factory=FrozenMap)
+
+
+class Adapter(Protocol[ModelT, StatsT, BuiltT]):
+    """One framework, as the engine sees it. Stateless: everything is in the values it hands out.
+
+    Every method raises `AdapterError` when the framework refuses or breaks, `CapabilityError` when something asked for does not
+    exist here. No method changes the caller's model; every build starts from the untouched float model.
+    """
+
+    name: str
+
+    def accepts(self, model: object) -> bool:
+        """Return whether this adapter can load `model` (an object or a path). Cheap; imports no framework if it can."""
+
+    def load(self, model: object, options: AdapterOptions) -> ModelT:
+        """Return the adapter's own hold on the float model, normalised; the caller's object stays as it is."""
+
+    def fingerprint(self, model: ModelT) -> str:
+        """Return a content hash of the float model (weights and graph), stable over processes."""
+
+    def query(self, model: ModelT) -> Capability:
+        """Return what can be quantized in `model` on the installed runtime."""
+
+    def calibrate(self, model: ModelT, batches: Iterable[Inputs], directory: Path) -> StatsT:
+        """Read `batches` once, streaming, and return statistics from which any candidate can be built.
+
+        The statistics are also written below `directory`, so that `load_statistics` can bring them back.
+
+        Raises:
+            DataError: no batch, or inputs of the wrong names, shapes or types, or values that are not finite.
+        """
+
+    def load_statistics(self, model: ModelT, directory: Path) -> StatsT | None:
+        """Return what `calibrate` wrote below `directory` for this model; None if it is not there or incomplete."""
+
+    def build(self, model: ModelT, candidate: Candidate, statistics: StatsT | None, threads: int | None) -> BuiltT:
+        """Return a runnable model for `candidate`.
+
+        Args:
+            model: The float model.
+            candidate: `FLOAT_CANDIDATE` gives the float model itself.
+            statistics: From `calibrate`; None is enough for candidates without a static op.
+            threads: Threads of the runtime; None takes the runtime's default.
+        """
+
+    def run(self, built: BuiltT, inputs: Inputs) -> Outputs:
+        """Return the model's outputs for one batch, as float (or integer) numpy arrays with the batch axis first."""
+
+    def native(self, built: BuiltT) -> object:
+        """Return what the framework's users call a model: it is handed to `eval_func` and to the caller."""
+
+    def report(self, built: BuiltT) -> BuildReport:
+        """Return what became of every op."""
+
+    def size(self, built: BuiltT) -> int:
+        """Return the bytes that `save` takes on disk (within 2 %), without saving."""
+
+    def save(self, built: BuiltT, directory: Path) -> Path:
+        """Write a self-contained native artifact below `directory` and return its path (a file or a folder)."""
+
+    def restore(self, artifact: Path, threads: int | None = None) -> BuiltT:
+        """Load what `save` wrote, in a form that `run` and `native` take; needs no float model."""
+
+
+AnyAdapter: TypeAlias = Adapter[Any, Any, Any]
+
+
+@runtime_checkable
+class GuardsArtifact(Protocol):
+    """An adapter that can look for disagreement inside the runtime before a model is accepted for good."""
+
+    def guard(self, artifact: Path, inputs: Inputs) -> tuple[str, ...]:
+        """Return findings a person must see (outputs that depend on the optimization level, unfused Q/DQ ...); () if none."""
+
+
+@runtime_checkable
+class ProbesSensitivity(Protocol):
+    """An adapter that can toggle the quantization of single ops in one ready model."""
+
+    def sensitivity(
+        self,
+        model: Any,
+        statistics: Any,
+        candidate: Candidate,
+        subsets: Sequence[frozenset[str]],
+        batches: Sequence[Inputs],
+    ) -> tuple[float, ...]:
+        """Return, per subset of ops, the divergence of the model's outputs when only that subset of `candidate` is quantized."""
+
+
+@runtime_checkable
+class ProfilesLatency(Protocol):
+    """An adapter that can attribute run time to ops."""
+
+    def profile(
+        self, model: Any, statistics: Any, candidate: Candidate, inputs: Inputs
+    ) -> Mapping[str, tuple[float, float]]:
+        """Return op -> (milliseconds in float, milliseconds as in `candidate`)."""
+
+
+@runtime_checkable
+class Trains(Protocol):
+    """An adapter that can train a candidate (quantization-aware training, pruning, distillation)."""
+
+    def prepare_training(self, model: Any, candidate: Candidate) -> Any:
+        """Return a trainable copy of the model with fake_quant where `candidate` quantizes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """How many trials a strategy may take on a space: the usual number and the worst case."""
+
+    expected: int
+    worst: int
+
+
+class Strategy(Protocol):
+    """A search, as ask/tell. It sees values only: no model, adapter, clock or logger.
+
+    A strategy is a pure function of (seed, space, history): the same history always gives the same proposal, which is what makes a
+    run resumable. It never proposes the float model, never a candidate of `history.seen`, and only candidates of `space`.
+
+    Attributes:
+        name: The name under which it is registered.
+        needs_exact_metrics: True when proposals depend on metric *values*; trials are then never cut short.
+    """
+
+    name: str
+    needs_exact_metrics: bool
+
+    def propose(self, space: TuningSpace, history: History) -> Proposal | None:
+        """Return the next candidate with the reason for it; None when the search is over (or must wait for pending trials)."""
+
+    def is_content(self, space: TuningSpace, history: History) -> bool:
+        """Return whether the accepted model is good enough to stop at once, when no time budget says to go on."""
+
+    def forecast(self, space: TuningSpace) -> Forecast:
+        """Return how many trials this may take, before it starts."""
+
+
+class Executor(Protocol):
+    """Runs trials, one or several at a time. The driver alone writes the journal."""
+
+    capacity: int
+
+    def submit(self, trial: Trial) -> None:
+        """Start `trial`; call it only while fewer than `capacity` are running."""
+
+    def collect(self) -> TrialResult:
+        """Wait for the next trial to end and return its result. Raises what the trial raised, unless it was an AdapterError."""
+
+    def close(self) -> None:
+        """Stop everything that is still running. Called once, also after an interrupt."""
+
+
+class Reporter(Protocol):
+    """Receives the events of a run (`neural_tune.events`). It must not raise and must not change anything."""
+
+    def on_event(self, event: object) -> None:
+        """Take note of `event`."""

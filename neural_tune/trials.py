@@ -1,0 +1,237 @@
+"""One trial, from a candidate to a result.
+
+The candidate is built, saved, and loaded back; evaluation and measurement run on what was loaded back. So the number that accepts a model was
+measured on the very artifact that is handed out, and no second pass is needed to certify it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neural_tune import measure
+from neural_tune.config import ObjectiveFunction, TuneConfig
+from neural_tune.errors import AdapterError
+from neural_tune.evaluation import Evaluation, Evaluator
+from neural_tune.measure import SpeedComparison
+from neural_tune.protocols import AnyAdapter, Inputs
+from neural_tune.run_directory import RunDirectory
+from neural_tune.values import (
+    FLOAT_CANDIDATE,
+    Baseline,
+    Candidate,
+    FrozenMap,
+    Trial,
+    TrialResult,
+    TrialStatus,
+    canonical_json,
+    judge,
+)
+
+VALUES_FILE = "values.npz"
+Progress = Callable[[int, int, int], None]  # trial number, samples done, samples in all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workbench:
+    """What every trial of a run shares.
+
+    Attributes:
+        adapter: The framework.
+        model: The adapter's hold on the float model.
+        statistics: From calibration; None when nothing static is asked for.
+        config: The configuration.
+        evaluator: Runs the evaluation; holds the float model's per-sample values.
+        directory: Where artifacts go.
+        sample: A batch of inputs for measuring.
+        batch_size: Samples in `sample`.
+        objective_functions: The user's objectives by name.
+    """
+
+    adapter: AnyAdapter
+    model: Any
+    statistics: Any
+    config: TuneConfig
+    evaluator: Evaluator
+    directory: RunDirectory
+    sample: Inputs
+    batch_size: int
+    objective_functions: Mapping[str, ObjectiveFunction] = field(default_factory=dict)
+
+    def build(self, candidate: Candidate, folder: Path) -> Path:
+        """Build `candidate`, save it below `folder` (emptied first) and return the artifact."""
+        built = self.adapter.build(self.model, candidate, self.statistics, self.config.threads)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return self.adapter.save(built, folder)
+
+    def compare_speed(self, artifact: Path) -> SpeedComparison:
+        """Measure float against `artifact`, interleaved, with the threads of the configuration."""
+        how, adapter = self.config.performance, self.adapter
+        reference = adapter.build(self.model, FLOAT_CANDIDATE, None, how.threads)
+        candidate = adapter.restore(artifact, how.threads)
+        return measure.compare_speed(
+            lambda: adapter.run(reference, self.sample),
+            lambda: adapter.run(candidate, self.sample),
+            batch_size=self.batch_size,
+            threads=how.threads,
+            warmup=how.warmup,
+            repeats=how.repeats,
+            seconds=how.seconds,
+        )
+
+    def measure_float(self) -> FrozenMap[float]:
+        """Return the value of every objective for the float model."""
+        how, adapter = self.config.performance, self.adapter
+        wanted = self.config.objectives.names
+        values: dict[str, float] = {}
+        reference = adapter.build(self.model, FLOAT_CANDIDATE, None, how.threads)
+        if {"latency", "throughput"} & set(wanted):
+            speed = measure.compare_speed(
+                lambda: adapter.run(reference, self.sample),
+                lambda: adapter.run(reference, self.sample),
+                batch_size=self.batch_size,
+                threads=how.threads,
+                warmup=how.warmup,
+                repeats=how.repeats,
+                seconds=how.seconds / 2,
+            )
+            values |= {"latency": speed.float_ms, "throughput": self.batch_size / speed.float_ms * 1e3}
+        values["size"] = float(adapter.size(reference))
+        if "memory" in wanted:
+            folder = self.directory.trial(0)
+            values["memory"] = self._memory(self.build(FLOAT_CANDIDATE, folder))
+            shutil.rmtree(folder)
+        values |= {name: float(f(adapter.native(reference))) for name, f in self.objective_functions.items()}
+        return FrozenMap({name: values[name] for name in {*wanted, "size"}})
+
+    def measure(self, artifact: Path, baseline: FrozenMap[float]) -> FrozenMap[float]:
+        """Return the value of every objective for `artifact`.
+
+        Latency and throughput are the baseline's times the interleaved ratio, so that trials measured at different times of a noisy
+        machine compare with each other.
+        """
+        wanted = self.config.objectives.names
+        values: dict[str, float] = {"size": float(measure.size_on_disk(artifact))}
+        if {"latency", "throughput"} & set(wanted):
+            ratio = self.compare_speed(artifact).ratio
+            values |= {
+                "latency": baseline.get("latency", 0.0) / ratio,
+                "throughput": baseline.get("throughput", 0.0) * ratio,
+            }
+        if "memory" in wanted:
+            values["memory"] = self._memory(artifact)
+        if self.objective_functions:
+            native = self.adapter.native(self.adapter.restore(artifact, self.config.performance.threads))
+            values |= {name: float(f(native)) for name, f in self.objective_functions.items()}
+        return FrozenMap({name: values[name] for name in {*wanted, "size"}})
+
+    def _memory(self, artifact: Path) -> float:
+        inputs = self.directory.root / "sample.npz"
+        if not inputs.exists():
+            np.savez(inputs, **_named(self.sample, self.adapter.query(self.model).inputs))
+        return float(measure.peak_memory(self.adapter.name, artifact, inputs, self.config.performance.threads))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRunner:
+    """Runs trials on a workbench: trial in, result out. An AdapterError makes a failed trial, anything else propagates."""
+
+    bench: Workbench
+    baseline: Baseline
+    is_exact: bool
+    progress: Progress
+
+    def __call__(self, trial: Trial) -> TrialResult:
+        """Build, save, load back, evaluate, judge, and measure if accurate enough."""
+        durations: dict[str, float] = {}
+        folder = self.bench.directory.trial(trial.number)
+        try:
+            with _clock(durations, "build"):
+                artifact = self.bench.build(trial.candidate, folder)
+                built = self.bench.adapter.restore(artifact, self.bench.config.threads)
+            with _clock(durations, "evaluate"):
+                evaluation = self._evaluate(trial, built)
+            result = self._judged(trial, evaluation)
+            store_values(folder, evaluation)
+            if result.is_accepted:
+                with _clock(durations, "measure"):
+                    objectives = self.bench.measure(artifact, self.baseline.objectives)
+                result = replace(result, objectives=objectives)
+        except AdapterError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            result = TrialResult(trial=trial, status=TrialStatus.FAILED, error=f"{type(error).__name__}: {error}")
+        return replace(result, durations=FrozenMap({stage: round(s, 4) for stage, s in durations.items()}))
+
+    def _evaluate(self, trial: Trial, built: Any) -> Evaluation:
+        def hopeless(bounds: Mapping[str, float]) -> bool:
+            return not judge(self.bench.config.criterion, bounds, self.baseline.metrics).is_met
+
+        return self.bench.evaluator.evaluate(
+            self.bench.adapter,
+            built,
+            hopeless=None if self.is_exact else hopeless,
+            progress=lambda done, total: self.progress(trial.number, done, total),
+        )
+
+    def _judged(self, trial: Trial, evaluation: Evaluation) -> TrialResult:
+        verdict = judge(
+            self.bench.config.criterion,
+            evaluation.metrics if evaluation.is_complete else evaluation.bounds,
+            self.baseline.metrics,
+        )
+        return TrialResult(
+            trial=trial,
+            status=TrialStatus.COMPLETE if evaluation.is_complete else TrialStatus.REJECTED,
+            metrics=evaluation.metrics,
+            bounds=evaluation.bounds,
+            # Only a whole pass can accept, whatever a bound says.
+            is_accepted=evaluation.is_complete and verdict.is_met,
+            reason=verdict.reason if evaluation.is_complete else f"at best {verdict.reason}",
+            samples=evaluation.samples,
+            passes=evaluation.passes,
+        )
+
+
+def store_values(folder: Path, evaluation: Evaluation) -> None:
+    """Write the per-sample values of a complete evaluation beside its artifact, with the artifact's hash."""
+    if evaluation.is_complete:
+        values = {f"value:{name}": array for name, array in (evaluation.values or {}).items()}
+        meta = canonical_json(FrozenMap({"samples": float(evaluation.samples), "passes": evaluation.passes}))
+        np.savez(folder / VALUES_FILE, meta=np.array(meta), hash=np.array(content_hash(folder)), **values)
+
+
+def content_hash(folder: Path) -> str:
+    """Return the SHA-256 over names and bytes of all files below `folder`, the per-sample values left out."""
+    total = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != VALUES_FILE:
+            total.update(path.relative_to(folder).as_posix().encode() + b"\0")
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    total.update(block)
+    return total.hexdigest()
+
+
+def _named(inputs: Inputs, names: tuple[str, ...]) -> dict[str, Any]:
+    if isinstance(inputs, Mapping):
+        return dict(inputs)
+    members = inputs if isinstance(inputs, tuple | list) else (inputs,)
+    return dict(zip(names, members, strict=True))
+
+
+@contextmanager
+def _clock(durations: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        durations[stage] = durations.get(stage, 0.0) + time.perf_counter() - start
