@@ -18,12 +18,11 @@ from neural_tune.config import (
 )
 from neural_tune.engine import tune
 from neural_tune.errors import ConfigError
-from neural_tune.evaluation import Evaluator, FunctionEvaluator, MetricEvaluator, as_loader
+from neural_tune.evaluation import Evaluator, FunctionEvaluator, MetricEvaluator, as_loader, directed
 from neural_tune.preparation import Task
-from neural_tune.protocols import Reporter
+from neural_tune.protocols import AnyAdapter, Reporter
 from neural_tune.report import make_reporter
 from neural_tune.result import RESULT_VERSION, TuneResult
-from neural_tune.values import AccuracyCriterion, FrozenMap
 
 
 def fit(
@@ -34,7 +33,7 @@ def fit(
     eval_dataloader: Iterable[Any] | None = None,
     eval_metric: Any = None,
     *,
-    framework: str = "",
+    framework: str | AnyAdapter = "",
     reporter: Reporter | str | None = None,
     resume: str | os.PathLike[str] | None = None,
     job_name: str = "",
@@ -52,7 +51,7 @@ def fit(
         eval_dataloader: Iterable of batches `(inputs, labels)`, iterated anew for each pass; or a tuple `(x, y)` of arrays.
         eval_metric: Name of a built-in metric ("topk", "f1" ...), {name: options}, "module:callable", a callable
             `(outputs, labels) -> float`, or a list of these.
-        framework: Name of the adapter; empty lets the model decide.
+        framework: Name of the adapter, or an adapter object of your own; empty lets the model decide.
         reporter: "console" (the default), "json", "quiet", or an object with `on_event`.
         resume: Directory of an earlier run to go on with.
         job_name: Name of the job in the workspace; empty takes the model's.
@@ -82,7 +81,7 @@ def fit(
             config=config,
             evaluator=evaluator,
             reporter=make_reporter(reporter) if reporter is None or isinstance(reporter, str) else reporter,
-            calibration=None if calib_dataloader is None else as_loader(calib_dataloader),
+            calibration=None if calib_dataloader is None else as_loader(calib_dataloader, once=True),
             evaluation_loader=loader,
             framework=framework,
             job=job_name or getattr(conf, "model_name", ""),
@@ -92,12 +91,13 @@ def fit(
     )
 
 
-def load(directory: str | os.PathLike[str], *, threads: int | None = None) -> Any:
+def load(directory: str | os.PathLike[str], *, threads: int | None = None, framework: str | AnyAdapter = "") -> Any:
     """Return the native model that `TuneResult.save` wrote into `directory`.
 
     Args:
         directory: The folder given to `save`, or a run's folder in the workspace.
         threads: Threads of the runtime; None takes the runtime's default.
+        framework: An adapter object of your own; by default the adapter that result.json names.
 
     Raises:
         ConfigError: the folder was not written by neural_tune, or holds no model.
@@ -119,7 +119,7 @@ def load(directory: str | os.PathLike[str], *, threads: int | None = None) -> An
     artifact = next((path for path in (root / name, root / "model" / name) if path.exists()), None)
     if artifact is None:
         raise ConfigError(f"load: {root} has no {name}, which its result.json names")
-    adapter = plugins.adapter_for(artifact, stored["framework"])
+    adapter = plugins.adapter_for(artifact, framework or stored["framework"])
     return adapter.native(adapter.restore(artifact, threads))
 
 
@@ -160,13 +160,10 @@ def _check_objectives(config: TuneConfig, functions: Mapping[str, ObjectiveFunct
 def _with_directions(config: TuneConfig, directions: Mapping[str, bool]) -> TuneConfig:
     """Give every built-in metric its own direction: an error metric is better when it is lower, whatever the default says."""
     criterion = config.criterion
-    if criterion.metrics or all(higher == criterion.higher_is_better for higher in directions.values()):
+    rules = criterion.constraints(dict.fromkeys(directions, 0.0))
+    turned = sorted(name for name, rule in rules.items() if rule.higher_is_better != directions.get(name, True))
+    if not turned:
         return config
-    each = {
-        name: AccuracyCriterion(higher, criterion.criterion, criterion.tolerable_loss)
-        for name, higher in directions.items()
-    }
-    turned = sorted(name for name, higher in directions.items() if higher != criterion.higher_is_better)
-    way = "lower" if criterion.higher_is_better else "higher"
-    notice = f"{', '.join(turned)}: {way} is better for this metric, so the criterion was read that way"
-    return replace(config, criterion=replace(criterion, metrics=FrozenMap(each)), notices=(*config.notices, notice))
+    way = ", ".join(f"{name}: {'higher' if directions[name] else 'lower'} is better" for name in turned)
+    notice = f"{way}; the criterion was read that way"
+    return replace(config, criterion=directed(criterion, directions), notices=(*config.notices, notice))

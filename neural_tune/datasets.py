@@ -1,229 +1,29 @@
-"""Data that a job file can name: arrays on disk or the user's own loader, and numpy transforms between them and the model.
+"""Data that a job file can name: arrays on disk, or the user's own loader.
 
-A dataset is one of `DATASETS`, a transform one of `TRANSFORMS`. Arrays are read without pickle, so a data file is never code; a
+A dataset is one of `DATASETS`; `neural_tune.transforms` changes its batches. Arrays are read without pickle, so a data file is never code; a
 `factory` names a Python callable, so a job file is.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import importlib
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from neural_tune.errors import ConfigError, DataError
+from neural_tune.options import close_to, only_known
 from neural_tune.protocols import Array
+from neural_tune.transforms import Step
 
 # Where an array lies: a .npy file, or a .npz file and the name in it.
 _Place: TypeAlias = tuple[Path, str]
-_FLOAT = np.float32
-
-
-class Transform(Protocol):
-    """Changes a batch of one input. Arrays have the batch axis first; axes in options do not count it."""
-
-    def __call__(self, batch: Array) -> Array:
-        """Return the changed batch; the given one stays as it is."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cast:
-    """Converts to another dtype.
-
-    Attributes:
-        dtype: A numpy dtype, such as "float32".
-    """
-
-    dtype: str
-
-    def __post_init__(self) -> None:
-        """Refuse what is no number format."""
-        try:
-            kind = np.dtype(self.dtype).kind
-        except TypeError:
-            kind = ""
-        if kind not in tuple("biuf"):
-            raise ConfigError(f"dtype: found {self.dtype!r}, expected a number format such as float32, int64 or uint8")
-
-    def __call__(self, batch: Array) -> Array:
-        """Return the batch in the new dtype."""
-        return batch.astype(self.dtype)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Normalize:
-    """Computes (x - mean) / std in float32 (float64 stays float64).
-
-    Attributes:
-        mean: One number, or one per channel.
-        std: One number, or one per channel; not 0.
-        axis: The channel axis; needed only where two axes are as long as `mean`.
-    """
-
-    mean: float | Sequence[float]
-    std: float | Sequence[float]
-    axis: int | None = None
-
-    def __post_init__(self) -> None:
-        """Check numbers and lengths."""
-        _numbers("mean", self.mean)
-        if not np.all(_numbers("std", self.std)):
-            raise ConfigError(f"std: found {self.std!r}, expected numbers other than 0")
-        lengths = {np.size(value) for value in (self.mean, self.std) if not np.isscalar(value)}
-        if len(lengths) > 1:
-            raise ConfigError(f"mean and std: found lengths {sorted(lengths)}, expected one number per channel in both")
-        if self.axis is not None:
-            _integers("axis", [self.axis])
-
-    def __call__(self, batch: Array) -> Array:
-        """Return the normalised batch."""
-        batch = _floating(batch)
-        return (batch - self._spread(self.mean, batch)) / self._spread(self.std, batch)
-
-    def _spread(self, value: float | Sequence[float], batch: Array) -> Array:
-        """Return `value` in a shape that broadcasts along the channel axis."""
-        array = np.asarray(value, batch.dtype)
-        if array.ndim == 0:
-            return array
-        shape = [1] * batch.ndim
-        shape[self._channel_axis(len(array), batch)] = len(array)
-        return array.reshape(shape)
-
-    def _channel_axis(self, channels: int, batch: Array) -> int:
-        sample = batch.shape[1:]
-        if self.axis is not None:
-            fits = -len(sample) <= self.axis < len(sample) and sample[self.axis] == channels
-            found = [self.axis % len(sample)] if fits else []
-        else:
-            found = [axis for axis, length in enumerate(sample) if length == channels]
-        if len(found) != 1:
-            raise DataError(
-                f"Normalize: found samples of shape {list(sample)} and {channels} channels"
-                f"{f' along axis {self.axis}' if self.axis is not None else ''}, expected one axis of length {channels}; "
-                "name it with axis (the batch axis not counted)"
-            )
-        return found[0] + 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rescale:
-    """Computes (x + shift) * scale in float32 (float64 stays float64): with shift = -zero_point it decodes integer codes.
-
-    Attributes:
-        scale: Factor.
-        shift: Added first.
-    """
-
-    scale: float
-    shift: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check that both are numbers."""
-        for name in ("scale", "shift"):
-            if np.ndim(_numbers(name, getattr(self, name))):
-                raise ConfigError(f"{name}: found {getattr(self, name)!r}, expected one number")
-
-    def __call__(self, batch: Array) -> Array:
-        """Return the rescaled batch."""
-        batch = _floating(batch)
-        return (batch + batch.dtype.type(self.shift)) * batch.dtype.type(self.scale)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Transpose:
-    """Permutes the axes of a sample.
-
-    Attributes:
-        perm: The old position of each new axis, the batch axis not counted: [2, 0, 1] makes HWC to CHW.
-    """
-
-    perm: Sequence[int]
-
-    def __post_init__(self) -> None:
-        """Check that it is a permutation."""
-        perm = _integers("perm", self.perm)
-        if sorted(perm) != list(range(len(perm))):
-            raise ConfigError(
-                f"perm: found {perm}, expected a permutation of 0 to {len(perm) - 1} (the batch axis not counted)"
-            )
-
-    def __call__(self, batch: Array) -> Array:
-        """Return the permuted batch."""
-        if batch.ndim != len(self.perm) + 1:
-            raise DataError(
-                f"Transpose: found samples of shape {list(batch.shape[1:])}, expected {len(self.perm)} axes for perm {list(self.perm)}"
-            )
-        return np.ascontiguousarray(batch.transpose(0, *(axis + 1 for axis in self.perm)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reshape:
-    """Gives every sample another shape.
-
-    Attributes:
-        shape: The new shape, the batch axis not counted; one length may be -1.
-    """
-
-    shape: Sequence[int]
-
-    def __post_init__(self) -> None:
-        """Check the lengths."""
-        shape = _integers("shape", self.shape)
-        if any(length < -1 for length in shape) or shape.count(-1) > 1:
-            raise ConfigError(f"shape: found {shape}, expected lengths, of which one may be -1")
-
-    def __call__(self, batch: Array) -> Array:
-        """Return the batch with samples of the new shape."""
-        try:
-            return batch.reshape(len(batch), *self.shape)
-        except ValueError as error:
-            raise DataError(
-                f"Reshape: found samples of shape {list(batch.shape[1:])}, which cannot take the shape {list(self.shape)}"
-            ) from error
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpandDims:
-    """Inserts an axis of length 1.
-
-    Attributes:
-        axis: Position of the new axis in a sample: 0 is right after the batch axis, -1 is last.
-    """
-
-    axis: int = 0
-
-    def __post_init__(self) -> None:
-        """Check that it is an integer."""
-        _integers("axis", [self.axis])
-
-    def __call__(self, batch: Array) -> Array:
-        """Return the batch with one more axis."""
-        if not -batch.ndim <= self.axis < batch.ndim:
-            raise DataError(
-                f"ExpandDims: found samples of shape {list(batch.shape[1:])}, which have no place for axis {self.axis}"
-            )
-        return np.expand_dims(batch, self.axis + 1 if self.axis >= 0 else self.axis)
-
-
-TRANSFORMS: dict[str, Callable[..., Transform]] = {
-    kind.__name__: kind for kind in (Cast, Normalize, Rescale, Transpose, Reshape, ExpandDims)
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A transform and the inputs it is meant for; an empty tuple means all of them."""
-
-    transform: Transform
-    inputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,20 +31,20 @@ class ArrayDataset:
     """Arrays on disk.
 
     Attributes:
-        x: One place, a tuple of places in the order of the model's inputs, or a mapping from input name to place.
-        y: The labels; None when there are none.
+        x: The places of the inputs, each with a name by which a transform can single it out: the input's own where the job
+            gives one, else the array's.
+        y: The place of the labels; None when there are none.
+        form: What a batch of inputs is: one "array", a "tuple" in the order of the model's inputs, or a "mapping" by input name.
     """
 
-    x: _Place | tuple[_Place, ...] | Mapping[str, _Place]
+    x: tuple[tuple[str, _Place], ...]
     y: _Place | None = None
+    form: Literal["array", "tuple", "mapping"] = "array"
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        """The names a transform can single out: those of the inputs where they have one, else of the arrays."""
-        if isinstance(self.x, Mapping):
-            return tuple(self.x)
-        places: Any = self.x if _is_several(self.x) else (self.x,)
-        return tuple(key or file.stem for file, key in places)
+        """The names of the inputs."""
+        return tuple(name for name, _ in self.x)
 
     def load(self) -> tuple[dict[str, Array], Array | None]:
         """Return the inputs by name and the labels; .npy files are mapped, not read.
@@ -252,22 +52,21 @@ class ArrayDataset:
         Raises:
             DataError: a file holds no plain array, or the arrays disagree about the number of samples.
         """
-        places: Any = self.x.values() if isinstance(self.x, Mapping) else self.x if _is_several(self.x) else (self.x,)
-        inputs = {name: _read(place) for name, place in zip(self.input_names, places, strict=True)}
+        inputs = {name: _read(place) for name, place in self.x}
         labels = _read(self.y) if self.y else None
-        found = {name: len(array) for name, array in inputs.items()} | (
-            {"y": len(labels)} if labels is not None else {}
-        )
-        if len(set(found.values())) != 1:
-            shown = ", ".join(f"{name} has {length}" for name, length in found.items())
-            raise DataError(f"the arrays of one dataset disagree about the number of samples: {shown}")
+        lengths = {name: len(array) for name, array in inputs.items()}
+        if labels is not None:
+            lengths["the labels"] = len(labels)
+        if len(set(lengths.values())) != 1:
+            shown = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+            raise DataError(f"the arrays of one dataset disagree about the number of samples ({shown})")
         return inputs, labels
 
     def arrange(self, inputs: Mapping[str, Array]) -> object:
-        """Return one batch of inputs in the form the job asked for: an array, a tuple or a dict."""
-        if isinstance(self.x, Mapping):
+        """Return one batch of inputs in the form the job asked for."""
+        if self.form == "mapping":
             return dict(inputs)
-        return tuple(inputs.values()) if _is_several(self.x) else next(iter(inputs.values()))
+        return tuple(inputs.values()) if self.form == "tuple" else next(iter(inputs.values()))
 
 
 class BatchLoader:
@@ -361,36 +160,6 @@ def dataset(spec: Mapping[str, Any], folder: Path) -> ArrayDataset | Factory:
         raise ConfigError("\n".join(f"{kind}.{line}" for line in str(error).splitlines())) from error
 
 
-def transforms(spec: Mapping[str, Any] | Sequence[Any] | None) -> tuple[Step, ...]:
-    """Return the transforms that a job lists, in order.
-
-    Args:
-        spec: A mapping from name to options, or a list of such mappings where one transform comes twice. The option `inputs` of any
-            transform names the inputs it is meant for; without it, it is meant for all.
-
-    Raises:
-        ConfigError: a name or an option is unknown or wrong. One line per fault.
-    """
-    entries: list[tuple[Any, Any]] = []
-    errors: list[str] = []
-    for item in spec if isinstance(spec, list) else [spec or {}]:
-        if isinstance(item, Mapping):
-            entries += item.items()
-        else:
-            errors.append(
-                f"found {item!r}, expected a mapping from transform to options; there are {', '.join(TRANSFORMS)}"
-            )
-    steps = []
-    for name, options in entries:
-        try:
-            steps.append(_step(name, options))
-        except ConfigError as error:
-            errors.append(str(error))
-    if errors:
-        raise ConfigError("\n".join(errors))
-    return tuple(steps)
-
-
 def import_callable(spec: object, folder: Path | None = None) -> Callable[..., Any]:
     """Return the callable that "module:callable" names; `folder` is on sys.path during the import only.
 
@@ -425,7 +194,7 @@ def factory(options: Mapping[str, Any], folder: Path) -> Factory:
     Raises:
         ConfigError: an option is missing, unknown or wrong. One line per fault.
     """
-    _only(options, needed=("callable",), known=("callable", "args"))
+    only_known(options, needed=("callable",), known=("callable", "args"))
     args = options.get("args") or {}
     if not isinstance(args, Mapping) or not all(isinstance(name, str) for name in args):
         raise ConfigError(f"args: found {args!r}, expected a mapping of keyword arguments")
@@ -436,15 +205,8 @@ def factory(options: Mapping[str, Any], folder: Path) -> Factory:
     return Factory(spec=options["callable"], function=function, args=dict(args))
 
 
-def close_to(word: object, known: Iterable[str]) -> str:
-    """Return "; did you mean ...?" for the most similar of the known words, or an empty string."""
-    folded = {item.lower(): item for item in known}
-    close = difflib.get_close_matches(str(word).lower(), folded, n=1, cutoff=0.6)
-    return f"; did you mean {folded[close[0]]!r}?" if close else ""
-
-
 def _npz(options: Mapping[str, Any], folder: Path) -> ArrayDataset:
-    _only(options, needed=("path", "x"), known=("path", "x", "y"))
+    only_known(options, needed=("path", "x"), known=("path", "x", "y"))
     path = _existing(options["path"], folder, "path")
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -461,7 +223,7 @@ def _npz(options: Mapping[str, Any], folder: Path) -> ArrayDataset:
 
 
 def _numpy(options: Mapping[str, Any], folder: Path) -> ArrayDataset:
-    _only(options, needed=("x",), known=("x", "y"))
+    only_known(options, needed=("x",), known=("x", "y"))
     return _arrays(options, lambda name, option: (_existing(name, folder, option), ""))
 
 
@@ -474,32 +236,31 @@ DATASETS: dict[str, Callable[[Mapping[str, Any], Path], ArrayDataset | Factory]]
 
 def _arrays(options: Mapping[str, Any], place: Callable[[object, str], _Place]) -> ArrayDataset:
     """Return the dataset of `x` and `y`; all misplaced arrays are reported at once."""
+    x, y = options["x"], options.get("y")
+    form: Literal["array", "tuple", "mapping"]
+    if isinstance(x, Mapping):
+        form, wanted = "mapping", [(str(name), item, f"x.{name}") for name, item in x.items()]
+    elif isinstance(x, list):
+        form, wanted = "tuple", [(Path(str(item)).stem, item, f"x[{position}]") for position, item in enumerate(x)]
+    else:
+        form, wanted = "array", [(Path(str(x)).stem, x, "x")]
     errors: list[str] = []
-
-    def found(name: object, option: str) -> Any:
+    found: dict[str, _Place] = {}
+    for name, item, option in [*wanted, *([("", y, "y")] if y is not None else [])]:
         try:
-            return place(name, option)
+            where = place(item, option)
         except ConfigError as error:
             errors.append(str(error))
-            return None
-
-    x: Any = options["x"]
-    if isinstance(x, Mapping):
-        x = {str(name): found(item, f"x.{name}") for name, item in x.items()}
-    elif isinstance(x, list):
-        x = tuple(found(item, f"x[{position}]") for position, item in enumerate(x))
-    else:
-        x = found(x, "x")
-    if not x and not errors:
-        errors.append(f"x: found {options['x']!r}, expected at least one array")
-    y = found(options["y"], "y") if options.get("y") is not None else None
+            continue
+        if name in found:
+            errors.append(f"{option}: found {item!r} for the second time; name the inputs in a mapping")
+        found[name] = where
+    if not wanted:
+        errors.append(f"x: found {x!r}, expected at least one array")
     if errors:
         raise ConfigError("\n".join(errors))
-    return ArrayDataset(x=x, y=y)
-
-
-def _is_several(x: object) -> bool:
-    return isinstance(x, tuple) and isinstance(x[0], tuple)
+    labels = found.pop("", None)
+    return ArrayDataset(x=tuple(found.items()), y=labels, form=form)
 
 
 def _existing(name: object, folder: Path, option: str) -> Path:
@@ -526,65 +287,6 @@ def _read(place: _Place) -> Array:
             f"{path.name}: found a {type(array).__name__} without a batch axis, expected an array with one row per sample"
         )
     return array
-
-
-def _step(name: object, options: object) -> Step:
-    if name not in TRANSFORMS:
-        raise ConfigError(
-            f"{name}: there is no such transform{close_to(name, TRANSFORMS)}; there are {', '.join(TRANSFORMS)}"
-        )
-    if not isinstance(options, Mapping | None):
-        raise ConfigError(f"{name}: found {options!r}, expected a mapping of options")
-    kind: Any = TRANSFORMS[str(name)]
-    given = dict(options or {})
-    inputs = given.pop("inputs", [])
-    fields = dataclasses.fields(kind)
-    try:
-        if not isinstance(inputs, list) or not all(isinstance(item, str) for item in inputs):
-            raise ConfigError(f"inputs: found {inputs!r}, expected a list of input names")
-        _only(
-            given,
-            needed=tuple(field.name for field in fields if field.default is dataclasses.MISSING),
-            known=tuple(field.name for field in fields),
-        )
-        return Step(kind(**given), tuple(inputs))
-    except ConfigError as error:
-        raise ConfigError("\n".join(f"{name}.{line}" for line in str(error).splitlines())) from error
-
-
-def _only(options: Mapping[str, Any], *, needed: tuple[str, ...], known: tuple[str, ...]) -> None:
-    """Refuse missing and unknown options, all at once."""
-    errors = [f"{name}: missing" for name in needed if name not in options]
-    errors += [
-        f"{name}: unknown key{close_to(name, known)}; expected {', '.join(known)}"
-        for name in options
-        if name not in known
-    ]
-    if errors:
-        raise ConfigError("\n".join(errors))
-
-
-def _numbers(name: str, value: object) -> Array:
-    items = value if isinstance(value, list | tuple) else [value]
-    if not items or not all(
-        isinstance(item, int | float) and not isinstance(item, bool) and math.isfinite(item) for item in items
-    ):
-        raise ConfigError(f"{name}: found {value!r}, expected a number or a list of numbers")
-    return np.asarray(value)
-
-
-def _integers(name: str, value: object) -> list[int]:
-    if not isinstance(value, list | tuple) or not all(
-        isinstance(item, int) and not isinstance(item, bool) for item in value
-    ):
-        raise ConfigError(
-            f"{name}: found {value!r}, expected {'an integer' if name == 'axis' else 'a list of integers'}"
-        )
-    return list(value)
-
-
-def _floating(batch: Array) -> Array:
-    return batch if batch.dtype in (np.float32, np.float64) else batch.astype(_FLOAT)
 
 
 @contextmanager

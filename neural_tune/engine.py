@@ -133,6 +133,7 @@ def _reused(trial: Trial, known: TrialResult) -> TrialResult:
         reason=known.reason,
         error=known.error,
         reused=known.reused or known.trial.number,
+        artifact=known.artifact,
     )
 
 

@@ -50,7 +50,7 @@ def failed(task: Task, reason: str, run: Run | None = None) -> TuneResult:
         status=Status.FAILED,
         reason=reason,
         model=None,
-        framework=run.bench.adapter.name if run else task.framework,
+        framework=run.bench.adapter.name if run else getattr(task.framework, "name", str(task.framework)),
         baseline=history.baseline if history and history.baseline.metrics else None,
         trials=history.results if history else (),
         passes=count_passes(history.baseline, history.results) if history else 0.0,
@@ -90,18 +90,20 @@ def _finalist(run: Run, result: TrialResult) -> _Finalist:
     stored = _stored_values(folder)
     passes = 0.0
     if stored is None or result.status is not TrialStatus.COMPLETE:
-        artifact = bench.build(result.trial.candidate, folder)
-        evaluation = bench.evaluator.evaluate(bench.adapter, bench.adapter.restore(artifact, bench.config.threads))
+        artifact = bench.build(result.trial.candidate, folder).name
+        evaluation = bench.evaluator.evaluate(
+            bench.adapter, bench.adapter.restore(folder / artifact, bench.config.threads)
+        )
         store_values(folder, evaluation)
         passes = evaluation.passes
     else:
+        artifact = result.artifact
         evaluation = Evaluation(
             metrics=result.metrics, samples=result.samples, passes=result.passes, is_complete=True, values=stored
         )
-    artifact = _only_artifact(folder)
     shutil.rmtree(run.directory.model, ignore_errors=True)
     shutil.copytree(folder, run.directory.model, ignore=shutil.ignore_patterns(VALUES_FILE))
-    return _Finalist(result=result, artifact=run.directory.model / artifact.name, evaluation=evaluation, passes=passes)
+    return _Finalist(result=result, artifact=run.directory.model / artifact, evaluation=evaluation, passes=passes)
 
 
 def _stored_values(folder: Path) -> dict[str, Any] | None:
@@ -113,12 +115,6 @@ def _stored_values(folder: Path) -> dict[str, Any] | None:
         if str(stored["hash"]) != content_hash(folder):
             return None
         return {name.removeprefix("value:"): stored[name] for name in stored.files if name.startswith("value:")}
-
-
-def _only_artifact(folder: Path) -> Path:
-    """Return what the adapter's `save` returned: the file (or folder) named like the first entry that is not ours."""
-    entries = sorted(path for path in folder.iterdir() if path.name != VALUES_FILE and not path.name.endswith(".data"))
-    return entries[0]
 
 
 def _result(
@@ -137,7 +133,7 @@ def _result(
     built = bench.adapter.build(bench.model, candidate, bench.statistics, bench.config.threads)
     report = bench.adapter.report(built)
     restored = bench.adapter.restore(finalist.artifact, bench.config.threads)
-    certificate = bench.evaluator.certify(finalist.evaluation)
+    certificate = bench.evaluator.certify(finalist.evaluation, criterion=history.criterion, seed=run.task.config.seed)
     verdict = judge(history.criterion, finalist.evaluation.metrics, history.baseline.metrics)
     status = Status.ACCEPTED if is_met else Status.BEST_EFFORT
     result = TuneResult(

@@ -84,12 +84,14 @@ def strategies() -> dict[str, StrategyPlugin]:
     return _discover(STRATEGY_GROUP, StrategyPlugin)
 
 
-def adapter_for(model: object, framework: str = "") -> AnyAdapter:
-    """Return the adapter named `framework`, or the one that accepts `model`.
+def adapter_for(model: object, framework: str | AnyAdapter = "") -> AnyAdapter:
+    """Return the adapter named `framework`, or `framework` itself if it is an adapter, or the one that accepts `model`.
 
     Raises:
         PluginError: nothing accepts the model, several do, or the framework is not installed.
     """
+    if not isinstance(framework, str):
+        return framework
     known = adapters()
     if framework:
         if framework not in known:

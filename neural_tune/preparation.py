@@ -6,8 +6,6 @@ must be the same; only the budget (max_trials, timeout, max_passes) may change.
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,6 +23,7 @@ from neural_tune.evaluation import (
     CalibrationStream,
     Evaluation,
     Evaluator,
+    MetricEvaluator,
     batch_length,
     check_baseline,
     check_outputs,
@@ -60,7 +59,7 @@ class Task:
         calibration: Calibration batches; None for approaches that need none.
         evaluation_loader: The evaluation batches, to recognise them on resume; None for an opaque eval_func.
         reporter: Receives the events.
-        framework: Name of the adapter; empty lets the model decide.
+        framework: Name of the adapter, or an adapter; empty lets the model decide.
         job: Name of the job; empty takes the model's.
         resume: Directory of the run to go on with; None starts a new one.
         objective_functions: The user's objectives by name.
@@ -72,7 +71,7 @@ class Task:
     reporter: Reporter
     calibration: Iterable[Any] | None = None
     evaluation_loader: Iterable[Any] | None = None
-    framework: str = ""
+    framework: str | AnyAdapter = ""
     job: str = ""
     resume: str | os.PathLike[str] | None = None
     objective_functions: Mapping[str, ObjectiveFunction] = field(default_factory=dict)
@@ -120,11 +119,10 @@ def prepare(task: Task) -> Run:
     strategy = plugins.strategy(config.strategy, config.seed, **config.strategy_options)
     model = adapter.load(task.model, _options(config))
     space = TuningSpace.of(adapter.query(model), config.rules)
+    if isinstance(task.evaluator, MetricEvaluator):
+        task.evaluator.input_names = space.capability.inputs
     if not space.groups:
         raise ConfigError(_nothing_to_tune(space))
-    # Peeking would eat the first batch of an iterator, so it is refused here, before anything was computed.
-    _refuse_one_shot(task.calibration, "calib_dataloader", is_fatal=task.resume is not None)
-    _refuse_one_shot(task.evaluation_loader, "eval_dataloader", is_fatal=True)
     identity = _identity(task, adapter, model, space)
     records: list[dict[str, Any]] = []
     if task.resume is None:
@@ -264,28 +262,22 @@ def _identity(task: Task, adapter: AnyAdapter, model: Any, space: TuningSpace) -
         "model": adapter.fingerprint(model),
         "space": digest((space.groups, space.fixed)),
         "configuration": digest(free),
-        "evaluation data": _sample_digest(task.evaluation_loader, space.capability.inputs),
     }
 
 
 def _check_identity(
     records: list[dict[str, Any]], identity: Mapping[str, str], task: Task, names: tuple[str, ...]
 ) -> None:
+    """Refuse to go on with something else. The evaluator itself compares every evaluation batch with the earlier run's."""
     begun = [record for record in records if record["kind"] == "run"]
     if not begun:
         raise ConfigError("resume: the journal has no opening record; start a new run")
-    earlier = dict(begun[0]["identity"])
-    now = dict(identity)
+    changed = [name for name, value in identity.items() if begun[0]["identity"].get(name) != value]
     calibrated = [record["digest"] for record in records if record["kind"] == "calibration"]
-    if calibrated:
-        earlier["calibration data"], now["calibration data"] = calibrated[-1], _sample_digest(task.calibration, names)
-    loaders = {"calibration data": task.calibration, "evaluation data": task.evaluation_loader}
-    changed = sorted(
-        name
-        for name, value in now.items()
-        # A loader that shuffles shows another first batch every time: then nothing can be said, and nothing is.
-        if value and earlier.get(name) != value and _sample_digest(loaders.get(name), names) in ("", value)
-    )
+    first = _first_batch(task, names) if calibrated else ""
+    # A loader that shuffles shows another first batch every time: then nothing can be said, and nothing is.
+    if first and first != calibrated[-1] and first == _first_batch(task, names):
+        changed.append("calibration data")
     if changed:
         raise ConfigError(
             f"resume: the {' and the '.join(changed)} changed since that run; only max_trials, timeout, max_passes and the executor may. "
@@ -297,36 +289,11 @@ def _results(records: list[dict[str, Any]]) -> tuple[TrialResult, ...]:
     return tuple(from_jsonable(TrialResult, record["result"]) for record in records if record["kind"] == "trial")
 
 
-def _sample_digest(loader: Iterable[Any] | None, names: tuple[str, ...]) -> str:
-    """Return a hash of the first batch, or "" when there is nothing that can be looked at without using it up."""
-    if loader is None or isinstance(loader, Iterator):
+def _first_batch(task: Task, names: tuple[str, ...]) -> str:
+    """Return a hash of the first calibration batch; "" when looking at it would use it up."""
+    if task.calibration is None or isinstance(task.calibration, Iterator):
         return ""
-    batch = next(iter(loader), None)
-    if batch is None:
-        raise DataError("a dataloader is empty: expected at least one batch")
-    total = hashlib.sha256()
-    for array in _arrays(split_batch(batch, names)):
-        total.update(f"{array.dtype}{array.shape}".encode())
-        total.update(np.ascontiguousarray(array).tobytes())
-    return total.hexdigest()[:16]
-
-
-def _arrays(value: Any) -> Iterable[np.ndarray[Any, np.dtype[Any]]]:
-    if value is None:
-        return ()
-    if isinstance(value, Mapping):
-        return itertools.chain.from_iterable(_arrays(value[name]) for name in sorted(value))
-    if isinstance(value, tuple | list):
-        return itertools.chain.from_iterable(_arrays(item) for item in value)
-    return (to_numpy(value),)
-
-
-def _refuse_one_shot(loader: Iterable[Any] | None, name: str, *, is_fatal: bool) -> None:
-    if loader is not None and is_fatal and isinstance(loader, Iterator):
-        raise DataError(
-            f"{name} is a one-shot iterator ({type(loader).__name__}), but it has to be read more than once: "
-            "pass a list, a DataLoader, or an object whose __iter__ starts anew"
-        )
+    return CalibrationStream(task.calibration, 1, names).peek()
 
 
 def _first_inputs(loader: Iterable[Any], names: tuple[str, ...]) -> Inputs:

@@ -270,10 +270,13 @@ def _merge(rules: Iterable[Rule]) -> Restriction:
 
 
 def _restrict(op: OpCapability, rules: list[Rule]) -> tuple[OpConfig, ...]:
-    """Return the choices left; what the runtime also runs (`extra`) counts only where the user restricted something."""
+    """Return the choices left. What the runtime also runs (`extra`) comes in where a wish cannot be met without it.
+
+    A model-wise wish alone does not wake an op that has nothing but extras: those are float by default for a reason.
+    """
     restriction = _merge(rules)
     kept = [config for config in op.choices if not config.is_float and restriction.admits(config)]
-    if not kept and rules:
+    if not kept and (any(rule.scope is not Scope.MODEL for rule in rules) or (rules and len(op.choices) > 1)):
         kept = [config for config in op.extra if restriction.admits(config)]
     return (*kept, FLOAT)
 

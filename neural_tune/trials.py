@@ -160,7 +160,7 @@ class TrialRunner:
                 built = self.bench.adapter.restore(artifact, self.bench.config.threads)
             with _clock(durations, "evaluate"):
                 evaluation = self._evaluate(trial, built)
-            result = self._judged(trial, evaluation)
+            result = replace(self._judged(trial, evaluation), artifact=artifact.name)
             store_values(folder, evaluation)
             if result.is_accepted:
                 with _clock(durations, "measure"):
@@ -206,7 +206,9 @@ def store_values(folder: Path, evaluation: Evaluation) -> None:
     if evaluation.is_complete:
         values = {f"value:{name}": array for name, array in (evaluation.values or {}).items()}
         meta = canonical_json(FrozenMap({"samples": float(evaluation.samples), "passes": evaluation.passes}))
-        np.savez(folder / VALUES_FILE, meta=np.array(meta), hash=np.array(content_hash(folder)), **values)
+        np.savez(
+            folder / VALUES_FILE, allow_pickle=False, meta=np.array(meta), hash=np.array(content_hash(folder)), **values
+        )
 
 
 def content_hash(folder: Path) -> str:

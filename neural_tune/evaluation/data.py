@@ -7,6 +7,7 @@ a sequence in the order of the model's inputs, or a mapping by input name. `spli
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -40,20 +41,20 @@ def split_batch(batch: object, input_names: Sequence[str] = ()) -> tuple[Inputs,
         if not is_array_like(batch):
             raise DataError(_not_a_batch(batch))
         return batch, None
-    members = tuple(batch)  # type: ignore[arg-type]
-    count, expected = len(members), max(len(input_names), 1)
+    parts = as_sequence(batch)
+    count, expected = len(parts), max(len(input_names), 1)
     if count == 1:
         # An inner tuple is the whole of the inputs; an array alone is the one input. Either way the wrapper goes.
-        return members[0], None
+        return parts[0], None
     if count == 2:
-        both_are_inputs = len(input_names) == 2 and _is_single_array(members[0])
-        return (members, None) if both_are_inputs else members
+        both_are_inputs = len(input_names) == 2 and _is_single_array(parts[0])
+        return (parts, None) if both_are_inputs else parts
     if count == expected or (count > 2 and not input_names):
-        return members, None
+        return parts, None
     if expected > 1 and count == expected + 1:
-        return members[:-1], members[-1]
+        return parts[:-1], parts[-1]
     raise DataError(
-        f"a batch of {count} members was found ({', '.join(type(member).__name__ for member in members)}), but the model has "
+        f"a batch of {count} members was found ({', '.join(type(member).__name__ for member in parts)}), but the model has "
         f"{expected} input(s) ({', '.join(input_names) or 'unnamed'}); expected (inputs, labels) or inputs. Wrap the loader so "
         "that it yields one of them"
     )
@@ -79,7 +80,14 @@ def is_sequence_of_arrays(value: object) -> bool:
     """Return whether `value` is a tuple, or a list with an array, tensor, mapping or tuple in it, rather than one array."""
     if isinstance(value, tuple):
         return True
-    return isinstance(value, list) and any(hasattr(item, "shape") or isinstance(item, tuple | Mapping) for item in value)
+    return isinstance(value, list) and any(
+        hasattr(item, "shape") or isinstance(item, tuple | Mapping) for item in value
+    )
+
+
+def as_sequence(value: object) -> tuple[Any, ...]:
+    """Return the members of what `is_sequence_of_arrays` is true of."""
+    return tuple(value)  # type: ignore[arg-type]
 
 
 def _is_single_array(value: object) -> bool:
@@ -111,9 +119,13 @@ def to_numpy(value: object) -> Array:
         try:
             array = np.asarray(value)
         except ValueError as error:
-            raise DataError(f"found a ragged {type(value).__name__}, expected rows of one shape: pad or stack them ({error})") from error
+            raise DataError(
+                f"found a ragged {type(value).__name__}, expected rows of one shape: pad or stack them ({error})"
+            ) from error
     if array.dtype == object:
-        raise DataError(f"found {value!r:.80} of type {type(value).__name__}, expected numbers: convert it to an array or tensor")
+        raise DataError(
+            f"found {value!r:.80} of type {type(value).__name__}, expected numbers: convert it to an array or tensor"
+        )
     return array
 
 
@@ -130,7 +142,7 @@ def members(inputs: Inputs) -> list[tuple[str, object]]:
     if isinstance(inputs, Mapping):
         return [(str(name), value) for name, value in inputs.items()]
     if is_sequence_of_arrays(inputs):
-        return [(str(position), value) for position, value in enumerate(inputs)]  # type: ignore[arg-type]
+        return [(str(position), value) for position, value in enumerate(as_sequence(inputs))]
     return [("", inputs)]
 
 
@@ -139,8 +151,12 @@ def map_members(inputs: Inputs, change: Callable[[Any], object]) -> Inputs:
     if isinstance(inputs, Mapping):
         return {name: change(value) for name, value in inputs.items()}
     if is_sequence_of_arrays(inputs):
-        return tuple(change(value) for value in inputs)  # type: ignore[attr-defined]
+        return tuple(change(value) for value in as_sequence(inputs))
     return change(inputs)
+
+
+def _cut(inputs: Inputs, rows: slice) -> Inputs:
+    return map_members(inputs, lambda value: value[rows])
 
 
 def batch_length(inputs: Inputs) -> int:
@@ -152,7 +168,9 @@ def batch_length(inputs: Inputs) -> int:
     lengths = {name: _length(value, name) for name, value in members(inputs)}
     if len(set(lengths.values())) != 1:
         shown = ", ".join(f"{name or 'input'} has {length}" for name, length in lengths.items()) or "there is no member"
-        raise DataError(f"the inputs of one batch disagree about the number of samples: {shown}. The first axis is the batch axis")
+        raise DataError(
+            f"the inputs of one batch disagree about the number of samples: {shown}. The first axis is the batch axis"
+        )
     return next(iter(lengths.values()))
 
 
@@ -168,15 +186,27 @@ def _length(value: Any, name: str) -> int:
 
 
 def content_digest(*parts: object) -> str:
-    """Return 32 hexadecimal digits that stand for names, dtypes, shapes and bytes of inputs or labels."""
+    """Return 32 hexadecimal digits that stand for names, dtypes, shapes and bytes of inputs, and of labels of any form."""
     state = hashlib.blake2b(digest_size=16)
     for part in parts:
-        for name, value in members(part):
-            array = np.ascontiguousarray(to_numpy(value))
-            state.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
-            state.update(array.view(np.uint8).data if array.size and array.dtype.kind in "biufc" else array.tobytes())
-        state.update(b"/")
+        _feed(state, part)
     return state.hexdigest()
+
+
+def _feed(state: Any, value: object) -> None:
+    state.update(b"|")
+    if value is None:
+        return
+    if isinstance(value, Mapping) or is_sequence_of_arrays(value):
+        for name, member in members(value):
+            state.update(name.encode())
+            _feed(state, member)
+        return
+    array = np.ascontiguousarray(to_numpy(value))
+    state.update(f"{array.dtype.str}{array.shape}".encode())
+    state.update(
+        array.tobytes() if array.ndim == 0 or array.dtype.kind not in "biuf" else array.reshape(-1).view(np.uint8).data
+    )
 
 
 class CalibrationStream:
@@ -220,7 +250,9 @@ class CalibrationStream:
             DataError: this is the second iteration, there is no sample, or a batch is malformed.
         """
         if self._is_spent:
-            raise DataError("calibration data is read once per run, but it was asked for a second time; keep what the first reading gave")
+            raise DataError(
+                "calibration data is read once per run, but it was asked for a second time; keep what the first reading gave"
+            )
         self._is_spent = True
         self.peek()
         return self._batches()
@@ -230,7 +262,7 @@ class CalibrationStream:
         while batch is not None and self.samples < self._limit:
             room, length = self._limit - self.samples, batch_length(batch)
             self.samples += min(room, length)
-            yield batch if length <= room else map_members(batch, lambda value, room=room: value[:room])
+            yield batch if length <= room else _cut(batch, slice(room))
             batch = self._next_inputs() if self.samples < self._limit else None
         if self.samples < self._limit:
             self.notices.append(
@@ -242,7 +274,9 @@ class CalibrationStream:
         self._source = iter(self._loader)
         first = self._next_inputs()
         if first is None:
-            raise DataError("the calibration data is empty: it gave no sample. Give an iterable with at least one batch")
+            raise DataError(
+                "the calibration data is empty: it gave no sample. Give an iterable with at least one batch"
+            )
         self.first_inputs = first
         self.first_batch_digest = content_digest(first)
 
@@ -274,14 +308,14 @@ class ArrayLoader:
 
     def __len__(self) -> int:
         """Return the number of batches."""
-        return -(-self._samples // self._batch_size)
+        return math.ceil(self._samples / self._batch_size)
 
     def __iter__(self) -> Iterator[object]:
         """Yield `(inputs, labels)`, or `inputs` alone in a tuple of one when there are no labels."""
         for start in range(0, self._samples, self._batch_size):
             rows = slice(start, start + self._batch_size)
-            x = map_members(self._x, lambda value, rows=rows: value[rows])
-            yield (x,) if self._y is None else (x, map_members(self._y, lambda value, rows=rows: value[rows]))
+            x = _cut(self._x, rows)
+            yield (x,) if self._y is None else (x, _cut(self._y, rows))
 
 
 class _FunctionLoader:
@@ -331,4 +365,3 @@ def as_loader(data: object, batch_size: int = 32, *, once: bool = False) -> Iter
     if isinstance(data, Iterable):
         return data
     return _FunctionLoader(data)
-

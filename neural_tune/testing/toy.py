@@ -135,7 +135,11 @@ class ToyAdapter:
         return ToyStatistics.read(directory, self.fingerprint(model), model.tensors)
 
     def build(
-        self, model: ToyHold, candidate: Candidate, statistics: ToyStatistics | None, threads: int | None = None
+        self,
+        model: ToyHold,
+        candidate: Candidate,
+        statistics: ToyStatistics | None,
+        threads: int | None = None,  # noqa: ARG002 - protocol
     ) -> ToyBuilt:
         """Return the integer model of `candidate`. `threads` is ignored: numpy's are set by the environment."""
         _check_candidate(self.query(model), model, candidate)
@@ -154,7 +158,7 @@ class ToyAdapter:
             spec = config.activation
             observer, percentile = observers.get(tensor, (spec.observer, spec.percentile))
             grid = Grid.of(spec, *statistics.tensors[tensor].range(observer, percentile))
-            layers.append(IntegerDense.of(layer.name, layer.weight, layer.bias, config, grid, fault))
+            layers.append(IntegerDense.of(layer, config, grid, fault))
         return ToyBuilt(tuple(layers))
 
     def run(self, built: ToyBuilt, inputs: Inputs) -> Outputs:
@@ -183,7 +187,7 @@ class ToyAdapter:
         """Write the folder `toy_model` below `directory`."""
         return write_artifact(built, directory)
 
-    def restore(self, artifact: Path, threads: int | None = None) -> ToyBuilt:
+    def restore(self, artifact: Path, threads: int | None = None) -> ToyBuilt:  # noqa: ARG002 - protocol
         """Load a saved folder."""
         return read_artifact(artifact)
 

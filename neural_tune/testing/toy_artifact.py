@@ -40,7 +40,7 @@ def read_artifact(folder: Path) -> ToyBuilt:
         graph = json.loads((folder / _GRAPH).read_text(encoding="utf-8"))
         if graph["version"] != _VERSION:
             raise AdapterError(f"{folder}: found version {graph['version']}, expected {_VERSION}")
-        with np.load(folder / _CONSTANTS, allow_pickle=False) as constants:
+        with (folder / _CONSTANTS).open("rb") as file, np.load(file, allow_pickle=False) as constants:
             return ToyBuilt(tuple(_layer(record, constants) for record in graph["layers"]))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, ConfigError) as error:
         raise AdapterError(f"{folder}: no toy model ({error})") from error

@@ -47,7 +47,8 @@ class Grid:
 
     def clamp(self, values: Any) -> Integers:
         """Return `values` saturated, in the 8-bit type of the grid."""
-        return np.clip(values, self.low, self.high).astype(np.int8 if self.low < 0 else np.uint8)
+        saturated: Integers = np.clip(values, self.low, self.high).astype(np.int8 if self.low < 0 else np.uint8)
+        return saturated
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -88,8 +89,9 @@ class IntegerDense:
     fault: str = ""
 
     @classmethod
-    def of(cls, name: str, weight: Floats, bias: Floats, config: OpConfig, grid: Grid, fault: str = "") -> IntegerDense:
+    def of(cls, layer: FloatDense, config: OpConfig, grid: Grid, fault: str = "") -> IntegerDense:
         """Quantize the constants of a float layer, symmetrically."""
+        weight, bias = layer.weight, layer.bias
         spec = config.weight
         per_channel = spec is not None and spec.granularity is Granularity.PER_CHANNEL
         high = 63 if spec is not None and spec.reduce_range else 127
@@ -98,7 +100,7 @@ class IntegerDense:
         integers = np.clip(np.rint(weight / scale), -high, high).astype(np.int8)
         limit = 2**30  # leaves the other half of int32 to the products: 255 * 127 * inputs
         units = np.clip(np.rint(bias.astype(np.float64) / (grid.scale * scale)), -limit, limit).astype(np.int32)
-        return cls(name, integers, units, scale, grid, config, fault)
+        return cls(layer.name, integers, units, scale, grid, config, fault)
 
     def accumulate(self, values: Integers) -> Integers:
         """Return the int32 accumulators, shape (samples, outputs)."""
@@ -106,7 +108,7 @@ class IntegerDense:
 
     def dequantize(self, sums: Integers) -> Floats:
         """Return the float32 values of accumulators."""
-        return (sums * (np.float32(self.grid.scale) * self.weight_scale)).astype(np.float32)
+        return np.asarray(sums * (np.float32(self.grid.scale) * self.weight_scale), dtype=np.float32)
 
     def requantize(self, sums: Integers, grid: Grid) -> Integers:
         """Return accumulators on the grid of the next integer layer, the Relu between them included."""

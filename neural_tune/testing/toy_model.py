@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ class ToyModel:
     def read(cls, path: Path) -> ToyModel:
         """Return the model that `save` wrote. Raises DataError when `path` holds something else."""
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 names = [f"dense{number}" for number in range(1, len(archive.files) // 2 + 1)]
                 return cls([archive[f"{name}.weight"] for name in names], [archive[f"{name}.bias"] for name in names])
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
@@ -146,7 +147,7 @@ def _clusters(generator: np.random.Generator, centers: Any, count: int) -> tuple
 
 
 def _initial(generator: np.random.Generator, widths: Sequence[int]) -> ToyModel:
-    shapes = list(zip(widths[:-1], widths[1:], strict=True))
+    shapes = list(itertools.pairwise(widths))
     weights = [(generator.normal(size=shape) * np.sqrt(2.0 / shape[0])).astype(np.float32) for shape in shapes]
     return ToyModel(weights, [np.zeros(shape[1], dtype=np.float32) for shape in shapes])
 
@@ -158,9 +159,9 @@ def _train(generator: np.random.Generator, model: ToyModel, samples: Floats, lab
         for chosen in np.array_split(generator.permutation(len(samples)), len(samples) // 50):
             gradients = _gradients(model, samples[chosen], labels[chosen])
             for parameter, velocity, gradient in zip(parameters, velocities, gradients, strict=True):
-                velocity *= 0.9
-                velocity -= 0.02 * gradient
-                parameter += velocity
+                np.multiply(velocity, 0.9, out=velocity)
+                np.subtract(velocity, 0.02 * gradient, out=velocity)
+                np.add(parameter, velocity, out=parameter)
 
 
 def _gradients(model: ToyModel, samples: Floats, labels: Any) -> list[Floats]:

@@ -73,7 +73,7 @@ class ToyStatistics:
     def read(cls, directory: Path, fingerprint: str, tensors: tuple[str, ...]) -> ToyStatistics | None:
         """Return what `write` left for this model; None when it is missing, broken or another model's."""
         try:
-            with np.load(directory / _FILE, allow_pickle=False) as archive:
+            with (directory / _FILE).open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 if str(archive["fingerprint"]) != fingerprint:
                     return None
                 return cls(fingerprint, {name: _read_tensor(archive, name) for name in tensors})

@@ -68,6 +68,7 @@ class TrialResult:
         durations: Stage ("build", "evaluate", "measure") -> seconds.
         error: For FAILED, the type and message of what happened.
         reused: Number of the earlier trial of the same candidate whose result this is; 0 when it was really run.
+        artifact: Name of the saved artifact in the trial's folder; empty when there is none.
     """
 
     trial: Trial
@@ -82,6 +83,7 @@ class TrialResult:
     durations: FrozenMap[float] = field(default_factory=FrozenMap)
     error: str = ""
     reused: int = 0
+    artifact: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,162 @@
+"""ONNX Runtime as the engine sees it: static int8 through Q/DQ graphs of our own.
+
+Stateless. The float model is normalised once (`model`), calibrated once (`calibrate`), and every candidate is a small graph over
+shared weight files (`build`), which costs milliseconds where the runtime's own tool takes seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import onnxruntime
+
+from neural_tune.errors import AdapterError, CapabilityError
+from neural_tune.protocols import AdapterOptions, BuildReport, Inputs, Outputs
+from neural_tune.values import Candidate, Capability
+from neural_tune_onnxruntime import build as building
+from neural_tune_onnxruntime import calibrate as calibration
+from neural_tune_onnxruntime import capability, guard, model, plugin, save, session, statistics
+from neural_tune_onnxruntime.build import Built
+from neural_tune_onnxruntime.inputs import Feed, InputInfo, check_finite, to_feed
+from neural_tune_onnxruntime.model import OnnxModel
+from neural_tune_onnxruntime.processor import Processor
+from neural_tune_onnxruntime.session import Session
+from neural_tune_onnxruntime.statistics import Statistics
+
+
+class OnnxRuntimeAdapter:
+    """Implements `neural_tune.protocols.Adapter` and `GuardsArtifact` for ONNX models."""
+
+    name = "onnxruntime"
+
+    def accepts(self, model: object) -> bool:
+        """Return whether `model` is an .onnx path, a `ModelProto` or a session."""
+        return plugin.accepts(model)
+
+    def load(self, source: object, options: AdapterOptions) -> OnnxModel:
+        """Return the normalised model; the caller's object or file is only read.
+
+        Raises:
+            CapabilityError: an option asks for what this adapter does not have.
+            AdapterError: the model cannot be read, or the runtime refuses it.
+        """
+        _check_options(options)
+        processor = Processor.detect()
+        if options.reduce_range is not None:
+            processor = replace(processor, saturates=options.reduce_range)
+        loaded = model.load(_readable(source), options.outputs, processor)
+        if options.inputs and set(options.inputs) != set(loaded.input_names):
+            message = f"inputs: found {list(options.inputs)}, but the model needs exactly {list(loaded.input_names)}"
+            raise CapabilityError(message)
+        return loaded
+
+    def fingerprint(self, model: OnnxModel) -> str:
+        """Return a hash of graph and weights."""
+        return model.fingerprint()
+
+    def query(self, model: OnnxModel) -> Capability:
+        """Return what can be quantized in `model` on the installed runtime."""
+        return capability.query(model)
+
+    def calibrate(self, model: OnnxModel, batches: Iterable[Inputs], directory: Path) -> Statistics:
+        """Read `batches` once and return the statistics of every tensor that a candidate may quantize."""
+        wanted = _inputs_of(model)
+        found = calibration.collect(model.session_for_outputs, model.observed_tensors(), _feeds(batches, wanted))
+        statistics.save(found, directory, key=model.fingerprint())
+        return found
+
+    def load_statistics(self, model: OnnxModel, directory: Path) -> Statistics | None:
+        """Return what `calibrate` wrote below `directory` for this model; None if it is not there or incomplete."""
+        return statistics.load(directory, key=model.fingerprint())
+
+    def build(self, model: OnnxModel, candidate: Candidate, statistics: Statistics | None, threads: int | None) -> Built:
+        """Return `candidate` as a ready session."""
+        return building.build(model, candidate, statistics, threads)
+
+    def run(self, built: Built, inputs: Inputs) -> Outputs:
+        """Return the outputs for one batch.
+
+        Raises:
+            DataError: the inputs do not fit the model.
+            AdapterError: the runtime breaks on them.
+        """
+        return _run(built.session, to_feed(inputs, built.inputs))
+
+    def native(self, built: Built) -> Session:
+        """Return the `onnxruntime.InferenceSession`."""
+        return built.session
+
+    def report(self, built: Built) -> BuildReport:
+        """Return what became of every op."""
+        return built.report
+
+    def size(self, built: Built) -> int:
+        """Return the bytes that `save` takes on disk."""
+        return built.size
+
+    def save(self, built: Built, directory: Path) -> Path:
+        """Write a self-contained .onnx file (above 2 GB with a data file beside it) and return its path."""
+        if built.proto is not None and built.folder is not None:
+            return save.save(built.proto, built.folder, directory)
+        if built.artifact is None:
+            raise AdapterError("found a built model without graph and without file: there is nothing to save")
+        return save.copy(built.artifact, directory)
+
+    def restore(self, artifact: Path, threads: int | None = None) -> Built:
+        """Return what `save` wrote as a ready session."""
+        return building.restore(artifact, threads)
+
+    def guard(self, artifact: Path, inputs: Inputs) -> tuple[str, ...]:
+        """Return what a person must see: outputs that depend on the optimization level, kernels that were not fused."""
+        return guard.examine(artifact, inputs)
+
+
+def _check_options(options: AdapterOptions) -> None:
+    if options.approach not in ("static", "auto"):
+        message = f"approach {options.approach!r}: the ONNX Runtime adapter offers 'static' (dynamic and weight_only come later)"
+        raise CapabilityError(message)
+    if options.quant_format.lower() not in ("default", "qdq"):
+        message = f"quant_format {options.quant_format!r}: expected 'default' or 'QDQ', which is what this adapter writes"
+        raise CapabilityError(message)
+    if options.backend != "default":
+        message = f"backend {options.backend!r}: expected 'default', the CPU provider"
+        raise CapabilityError(message)
+    if options.device != "cpu":
+        message = f"device {options.device!r}: the ONNX Runtime adapter quantizes for 'cpu'"
+        raise CapabilityError(message)
+
+
+def _readable(source: object) -> str | Path | onnx.ModelProto:
+    if isinstance(source, str | Path | onnx.ModelProto):
+        return source
+    if isinstance(source, onnxruntime.InferenceSession):
+        path = getattr(source, "_model_path", None)
+        if path:
+            return Path(path)
+        raise AdapterError("a session that was made from bytes does not give its graph away: pass the path or the ModelProto")
+    message = f"found a {type(source).__name__}, expected the path of an .onnx file or an onnx.ModelProto"
+    raise AdapterError(message)
+
+
+def _inputs_of(model: OnnxModel) -> tuple[InputInfo, ...]:
+    started = building.start(model.proto, model, 1)
+    return tuple(InputInfo.of(value) for value in started.get_inputs())
+
+
+def _feeds(batches: Iterable[Inputs], wanted: tuple[InputInfo, ...]) -> Iterator[Feed]:
+    for number, batch in enumerate(batches, start=1):
+        feed = to_feed(batch, wanted)
+        check_finite(feed, f"calibration batch {number}")
+        yield feed
+
+
+def _run(started: Session, feed: Feed) -> Outputs:
+    try:
+        return tuple(started.run(None, feed))
+    except session.RUNTIME_ERRORS as error:
+        message = f"the model breaks on inputs of shape {[list(v.shape) for v in feed.values()]}: {session.first_line(error)}"
+        raise AdapterError(message) from error
+

@@ -1,0 +1,152 @@
+"""The adapter's hold on a float model: normalised graph, weight store, runtime sessions."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from neural_tune.errors import AdapterError
+from neural_tune.values import Role
+from neural_tune_onnxruntime import session, shapes
+from neural_tune_onnxruntime.graph import Graph, captured_names
+from neural_tune_onnxruntime.kernels import Kernel, kernel_of
+from neural_tune_onnxruntime.normalise import OPSET, normalise
+from neural_tune_onnxruntime.processor import Processor
+from neural_tune_onnxruntime.source import open_model
+from neural_tune_onnxruntime.weights import WeightStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class OnnxModel:
+    """A float model in the one form that everything else works on.
+
+    Attributes:
+        proto: The normalised float graph; its large initializers point into the store. Never changed.
+        graph: The index over it.
+        kernels: Op name -> what the runtime can do with it.
+        store: The weights.
+        opset: Version of the standard operator set.
+        processor: What decides the fast number formats.
+        mark: A piece of text that no name of the graph holds; it sets off the names that candidates add.
+        notes: Findings of normalisation.
+    """
+
+    proto: onnx.ModelProto
+    graph: Graph
+    kernels: Mapping[str, Kernel]
+    store: WeightStore
+    opset: int
+    processor: Processor
+    mark: str
+    notes: tuple[str, ...]
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs, in order."""
+        return tuple(value.name for value in self.proto.graph.input)
+
+    @property
+    def takes_axis(self) -> bool:
+        """True when the opset lets Q/DQ nodes have an axis, which per_channel needs."""
+        return self.opset >= OPSET
+
+    def fingerprint(self) -> str:
+        """Return a hash of graph and weights that is the same in every process."""
+        total = hashlib.sha256()
+        graph = self.proto.graph
+        for item in sorted(self.proto.opset_import, key=lambda item: item.domain):
+            total.update(f"{item.domain}={item.version};".encode())
+        for message in (*graph.input, *graph.output, *graph.node):
+            total.update(message.SerializeToString(deterministic=True))
+        total.update(self.store.digest().encode())
+        return total.hexdigest()
+
+    def observed_tensors(self) -> tuple[str, ...]:
+        """Return every float tensor that some candidate may quantize: what calibration must observe."""
+        found: dict[str, None] = {}
+        for op in self.graph.ops:
+            kernel = self.kernels[op.name]
+            if not (kernel.is_quantizable or kernel.role is Role.PASS_THROUGH):
+                continue
+            found.update(dict.fromkeys(op.inputs[position] for position in kernel.data))
+            found[op.outputs[0]] = None
+        return tuple(found)
+
+    def session_for_outputs(self, tensors: Sequence[str], threads: int | None = None) -> session.Session:
+        """Return a session of the float graph whose outputs are exactly `tensors`, run node by node.
+
+        Without optimization every tensor exists under its own name, with the very values that the runtime's own calibration sees.
+
+        Raises:
+            AdapterError: a tensor is not in the graph.
+        """
+        graph = self.proto.graph
+        known = {value.name: value for value in (*graph.input, *graph.value_info, *graph.output)}
+        made = {name for node in graph.node for name in node.output} | set(self.input_names)
+        unknown = [name for name in tensors if name not in made]
+        if unknown:
+            message = f"found no tensor {unknown} in the graph; expected names of inputs or node outputs"
+            raise AdapterError(message)
+        part = onnx.ModelProto(ir_version=self.proto.ir_version)
+        part.opset_import.extend(self.proto.opset_import)
+        part.graph.name = graph.name
+        part.graph.input.extend(graph.input)
+        part.graph.output.extend(known.get(name, onnx.ValueInfoProto(name=name)) for name in tensors)
+        needed = set(tensors)
+        nodes = []
+        for node in reversed(graph.node):
+            if any(name in needed for name in node.output):
+                nodes.append(node)
+                needed.update(node.input)
+                needed.update(captured_names(node))
+        part.graph.node.extend(reversed(nodes))
+        part.graph.value_info.extend(value for value in graph.value_info if value.name in needed - set(tensors))
+        part.graph.initializer.extend(tensor for name, tensor in self.store.tensors.items() if name in needed)
+        chosen = session.options(threads, optimize=False, folder=self.store.folder)
+        return session.start(part.SerializeToString(), chosen)
+
+
+def load(
+    source: str | Path | onnx.ModelProto, outputs: tuple[str, ...] = (), processor: Processor | None = None
+) -> OnnxModel:
+    """Return the normalised model; the caller's object or file is only read.
+
+    Raises:
+        AdapterError: it is no ONNX model, or data is missing.
+        CapabilityError: an output name does not exist.
+    """
+    draft = open_model(source)
+    normalise(draft, outputs)
+    store = WeightStore.of(draft)
+    whole = onnx.ModelProto()
+    whole.CopyFrom(draft.model)
+    whole.graph.initializer.extend(store.tensors.values())
+    proto, notes = shapes.infer(whole, store.folder)
+    graph = Graph.of(proto)
+    kernels = {op.name: kernel_of(op, graph, draft.opset) for op in graph.ops}
+    weights = [(op.inputs[kernel.weight], kernel.axis) for op, kernel in zip(graph.ops, kernels.values(), strict=True) if kernel.weight is not None]
+    store.operands = tuple(dict.fromkeys(weights))
+    return OnnxModel(
+        proto=proto,
+        graph=graph,
+        kernels=kernels,
+        store=store,
+        opset=draft.opset,
+        processor=processor or Processor.detect(),
+        mark=_mark(proto),
+        notes=(*draft.notes, *notes),
+    )
+
+
+def _mark(proto: onnx.ModelProto) -> str:
+    """Return "__" or, where names of the graph hold that already, the first of "__nt__", "__nt2__" ... that is free."""
+    graph = proto.graph
+    names = {name for node in graph.node for name in (node.name, *node.input, *node.output)}
+    text = "\n".join((*names, *(item.name for item in graph.initializer), *(value.name for value in graph.input)))
+    tries = itertools.chain(("__", "__nt__"), (f"__nt{number}__" for number in itertools.count(2)))
+    return next(mark for mark in tries if mark not in text)

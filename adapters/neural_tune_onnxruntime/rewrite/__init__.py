@@ -1,0 +1,1 @@
+"""From a candidate to a graph: `regions` decides which tensors carry codes, `qdq` writes the nodes, `outcomes` explains."""

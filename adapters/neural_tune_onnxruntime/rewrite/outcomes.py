@@ -1,0 +1,72 @@
+"""What became of every op of a candidate, and why."""
+
+from __future__ import annotations
+
+import onnx
+
+from neural_tune.protocols import BuildReport, OpOutcome
+from neural_tune.values import FrozenMap, Mode, OpConfig, Role
+from neural_tune_onnxruntime.graph import Op
+from neural_tune_onnxruntime.model import OnnxModel
+from neural_tune_onnxruntime.rewrite.regions import Regions
+
+FLOAT_REASON = "float in this candidate"
+# The runtime fuses these wherever it finds them between DequantizeLinear and QuantizeLinear, listed or not.
+_FUSED_ANYWAY = frozenset(
+    ("Add", "Mul", "Sigmoid", "LeakyRelu", "Concat", "GlobalAveragePool", "AveragePool", "Softmax", "MaxPool", "Resize")
+)
+
+
+def report(model: OnnxModel, regions: Regions, proto: onnx.ModelProto) -> BuildReport:
+    """Return the outcome of every op and the counts that cost nothing."""
+    ops = tuple(_outcome(op, model, regions) for op in model.graph.ops)
+    kinds = [node.op_type for node in proto.graph.node]
+    counts = {
+        "int8_ops": sum(not op.is_float for op in ops),
+        "float_ops": sum(op.is_float for op in ops),
+        "quantize_nodes": kinds.count("QuantizeLinear"),
+        "dequantize_nodes": kinds.count("DequantizeLinear"),
+    }
+    return BuildReport(ops=ops, counts=FrozenMap({name: float(value) for name, value in counts.items()}), notes=model.notes)
+
+
+def _outcome(op: Op, model: OnnxModel, regions: Regions) -> OpOutcome:
+    if op.name in regions.configs:
+        precision = regions.configs[op.name].describe()
+        return OpOutcome(name=op.name, type=op.type, precision=precision, reason=regions.altered.get(op.name, ""))
+    if op.name in regions.folded:
+        owner = regions.folded[op.name]
+        coded = regions.coded[regions.tails[owner]]
+        config = OpConfig(mode=Mode.STATIC, activation=coded.spec)
+        return OpOutcome(name=op.name, type=op.type, precision=config.describe(), reason=f"part of {owner!r}")
+    if op.name in regions.carried:
+        config = OpConfig(mode=Mode.STATIC, activation=regions.coded[op.outputs[0]].spec)
+        return OpOutcome(name=op.name, type=op.type, precision=config.describe(), reason="carries the codes of its input")
+    return OpOutcome(name=op.name, type=op.type, precision="float", reason=_why_float(op, model, regions))
+
+
+def _why_float(op: Op, model: OnnxModel, regions: Regions) -> str:
+    kernel = model.kernels[op.name]
+    if op.name in regions.refused:
+        return regions.refused[op.name]
+    if kernel.role is Role.PASS_THROUGH:
+        return "its neighbours are float"
+    if not kernel.is_quantizable:
+        return kernel.why
+    if op.type in _FUSED_ANYWAY and _lies_between_codes(op, model, regions):
+        return f"{FLOAT_REASON}; between int8 neighbours the runtime may fuse it all the same"
+    return kernel.why if not kernel.in_search else FLOAT_REASON
+
+
+def _lies_between_codes(op: Op, model: OnnxModel, regions: Regions) -> bool:
+    """Return whether every input of `op` is read as codes and its one reader takes codes."""
+    read = [regions.coded.get(tensor) for tensor in model.graph.activations(op)]
+    if not all(coded is not None and coded.is_read_by(op) for coded in read):
+        return False
+    result = op.outputs[0]
+    follower = model.graph.sole_consumer(result)
+    if follower is not None and follower.type in ("Relu", "Clip"):
+        result = follower.outputs[0]
+    coded = regions.coded.get(result)
+    readers = {reader.name for reader in model.graph.consumers.get(result, ())}
+    return coded is not None and result not in model.graph.fixed and readers == coded.readers

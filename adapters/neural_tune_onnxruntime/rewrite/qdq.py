@@ -1,0 +1,245 @@
+"""Writes the Q/DQ graph that the regions describe, in standard ONNX, over the weight files of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from neural_tune.values import OpConfig
+from neural_tune_onnxruntime import qparams
+from neural_tune_onnxruntime.graph import Op
+from neural_tune_onnxruntime.kernels import Kernel
+from neural_tune_onnxruntime.model import OnnxModel
+from neural_tune_onnxruntime.qparams import Floats, Parameters
+from neural_tune_onnxruntime.rewrite.regions import Coded, Regions
+from neural_tune_onnxruntime.weights import Quantized, onnx_type
+
+_PRODUCER = "neural_tune"
+
+
+def write(model: OnnxModel, regions: Regions) -> onnx.ModelProto:
+    """Return the Q/DQ graph; its large tensors point into the weight store of `model`."""
+    writer = _Writer(model, regions)
+    for value in model.proto.graph.input:
+        writer.code(value.name)
+    for op in model.graph.ops:
+        writer.visit(op)
+    return writer.finish()
+
+
+@dataclass(slots=True)
+class _Writer:
+    model: OnnxModel
+    regions: Regions
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    tensors: dict[str, onnx.TensorProto] = field(default_factory=dict)
+
+    def visit(self, op: Op) -> None:
+        """Append `op` with the conversions around it."""
+        if op.name in self.regions.folded:
+            return  # written, or replaced, together with the op before it
+        config = self.regions.configs.get(op.name)
+        kernel = self.model.kernels[op.name]
+        inputs = [self._read(op, tensor) for tensor in op.inputs]
+        if config is not None and kernel.weight is not None:
+            self._quantize_operands(op, kernel, config, inputs)
+        tail = self.regions.tails.get(op.name)
+        if op.name in self.regions.carried and kernel.on_codes:
+            self._append_on_codes(op)
+            return
+        if tail is None:
+            self._append(op, inputs, [self._written_name(name) for name in op.outputs])
+        else:
+            self._append_integer(op, inputs, tail)
+        for name in (*op.outputs, *([tail] if tail is not None and tail not in op.outputs else [])):
+            self.code(name)
+
+    def code(self, tensor: str) -> None:
+        """Append Q and DQ behind a tensor that carries codes."""
+        coded = self.regions.coded.get(tensor)
+        if coded is not None:
+            self._pair(self._written_name(tensor), self._coded_name(coded), coded, tensor)
+
+    def finish(self) -> onnx.ModelProto:
+        """Return the model: only nodes, initializers and value_info that are still in use."""
+        source = self.model.proto
+        read = {name for node in self.nodes for name in node.input} | self.model.graph.fixed
+        # Codes that only a Pad reads need no DequantizeLinear.
+        self.nodes = [node for node in self.nodes if node.op_type != "DequantizeLinear" or node.output[0] in read]
+        result = onnx.ModelProto(ir_version=source.ir_version, producer_name=_PRODUCER)
+        result.opset_import.extend(source.opset_import)
+        result.metadata_props.extend(source.metadata_props)
+        graph = result.graph
+        graph.name = source.graph.name
+        graph.input.extend(source.graph.input)
+        graph.output.extend(source.graph.output)
+        graph.node.extend(self.nodes)
+        made = {name for node in self.nodes for name in node.output}
+        graph.value_info.extend(value for value in source.graph.value_info if value.name in made)
+        used = {name for node in self.nodes for name in node.input} | self.model.graph.fixed
+        graph.initializer.extend(
+            tensor for name, tensor in self.model.store.tensors.items() if name in used and name not in self.tensors
+        )
+        graph.initializer.extend(self.tensors.values())
+        return result
+
+    def _read(self, op: Op, tensor: str) -> str:
+        coded = self.regions.coded.get(tensor)
+        return self._coded_name(coded) if coded is not None and coded.is_read_by(op) else tensor
+
+    def _coded_name(self, coded: Coded) -> str:
+        """Return the name of the dequantized tensor: the tensor's own where that name must survive, and all see codes."""
+        if coded.readers is None and coded.tensor in self.model.graph.fixed:
+            return coded.tensor
+        return f"{coded.tensor}{self._mark}dq"
+
+    def _written_name(self, tensor: str) -> str:
+        """Return the name under which the producer writes a tensor, in float."""
+        coded = self.regions.coded.get(tensor)
+        moves = coded is not None and coded.readers is None and tensor in self.model.graph.fixed
+        return f"{tensor}{self._mark}raw" if moves else tensor
+
+    def _append(self, op: Op, inputs: list[str], outputs: list[str]) -> None:
+        node = onnx.NodeProto()
+        node.CopyFrom(op.node)
+        node.input[:] = inputs
+        node.output[:] = outputs
+        self.nodes.append(node)
+
+    def _append_integer(self, op: Op, inputs: list[str], tail: str) -> None:
+        """Append an op that writes codes, with the Relu or Clip behind it unless saturation does the same."""
+        target = self._written_name(tail)
+        activation = next((name for name, owner in self.regions.folded.items() if owner == op.name), None)
+        if activation is None:
+            self._append(op, inputs, [target])
+            return
+        follower = next(reader for reader in self.model.graph.consumers[op.outputs[0]] if reader.name == activation)
+        coded = self.regions.coded[tail]
+        if saturates_like(follower, coded.parameters, self.model):
+            self._append(op, inputs, [target])
+            return
+        # The range of the activation's output is enough for its input too: whatever lies outside is cut off anyway.
+        result = op.outputs[0]
+        self._append(op, inputs, [result])
+        self._pair(result, f"{result}{self._mark}dq", coded, result)
+        self._append(follower, [f"{result}{self._mark}dq", *follower.inputs[1:]], [target])
+
+    def _append_on_codes(self, op: Op) -> None:
+        """Append a Pad that reads and writes codes; it fills up with the zero point."""
+        coded = self.regions.coded[op.outputs[0]]
+        _, zero = self._parameters(coded)
+        fill = zero if op.attribute("mode", b"constant") == b"constant" else ""
+        inputs = [f"{op.inputs[0]}{self._mark}q", op.inputs[1], fill, *op.inputs[3:]]
+        codes = f"{op.outputs[0]}{self._mark}q"
+        self._append(op, _without_trailing_blanks(inputs), [codes])
+        self._dequantize_codes(codes, self._coded_name(coded), coded, op.outputs[0])
+
+    def _pair(self, source: str, target: str, coded: Coded, stem: str) -> None:
+        scale, zero = self._parameters(coded)
+        codes = f"{stem}{self._mark}q"
+        self.nodes.append(helper.make_node("QuantizeLinear", [source, scale, zero], [codes], f"{codes}_node"))
+        self._dequantize_codes(codes, target, coded, stem)
+
+    def _dequantize_codes(self, codes: str, target: str, coded: Coded, stem: str) -> None:
+        scale, zero = self._parameters(coded)
+        name = f"{stem}{self._mark}dq_node"
+        self.nodes.append(helper.make_node("DequantizeLinear", [codes, scale, zero], [target], name))
+
+    def _parameters(self, coded: Coded) -> tuple[str, str]:
+        """Return the names of scale and zero point; tensors that share a scale share these initializers."""
+        scale, zero = f"{coded.source}{self._mark}scale", f"{coded.source}{self._mark}zero"
+        if scale not in self.tensors:
+            values: Parameters = coded.parameters
+            kind = onnx_type(values.dtype)
+            code = np.asarray(values.zero, qparams.storage(values.dtype))
+            self.tensors[scale] = _tensor(scale, onnx.TensorProto.FLOAT, np.asarray(values.scale, np.float32))
+            self.tensors[zero] = _tensor(zero, kind, code)
+        return scale, zero
+
+    def _quantize_operands(self, op: Op, kernel: Kernel, config: OpConfig, inputs: list[str]) -> None:
+        """Replace weight and bias in `inputs` by dequantized integers of their own."""
+        if kernel.weight is None or config.weight is None:
+            return
+        operand = (op.inputs[kernel.weight], kernel.axis)
+        found = self.model.store.quantized(operand, config.weight)
+        if kernel.bias is not None:
+            bias = self._bias(op, kernel, found)
+            step = self.regions.coded[op.inputs[kernel.data[0]]].parameters.scale
+            widened = qparams.widened_for_bias(bias, step, found.scale) if not found.zero.any() else None
+            if widened is not None:
+                found = self.model.store.requantized(operand, config.weight, found, widened)
+            inputs[kernel.bias] = self._write_bias(op, bias, step, found)
+        inputs[kernel.weight] = self._write_weight(op, found)
+
+    def _bias(self, op: Op, kernel: Kernel, weight: Quantized) -> Floats:
+        """Return the bias with one value per output channel, whatever shape it is broadcast from."""
+        values = np.asarray(self.model.store.array(op.inputs[kernel.bias or 0]), np.float32).reshape(-1)
+        channels = self.model.graph.constants[op.inputs[kernel.weight or 0]].shape[kernel.axis or 0]
+        return values if values.size == channels else np.broadcast_to(values, (channels,)).copy()
+
+    def _write_bias(self, op: Op, bias: Floats, step: np.float32, weight: Quantized) -> str:
+        """Add the bias as int32 with the scale of the accumulator; every op gets its own, shared or not."""
+        stem = f"{op.name}{self._mark}bias"
+        codes, scale = qparams.bias_codes(bias, step, weight.scale)
+        self._constant(f"{stem}_q", onnx.TensorProto.INT32, codes)
+        self._constant(f"{stem}_scale", onnx.TensorProto.FLOAT, scale)
+        self._constant(f"{stem}_zero", onnx.TensorProto.INT32, np.zeros(scale.shape, np.int32))
+        return self._dequantize(stem, 0 if scale.ndim else None)
+
+    def _write_weight(self, op: Op, weight: Quantized) -> str:
+        stem = f"{op.name}{self._mark}weight"
+        tensor = onnx.TensorProto()
+        tensor.CopyFrom(weight.tensor)
+        tensor.name = f"{stem}_q"
+        self.tensors[tensor.name] = tensor
+        self._constant(f"{stem}_scale", onnx.TensorProto.FLOAT, weight.scale)
+        self._constant(f"{stem}_zero", onnx_type(weight.dtype), weight.zero)
+        return self._dequantize(stem, weight.axis)
+
+    def _constant(self, name: str, kind: int, values: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> None:
+        self.tensors[name] = _tensor(name, kind, values)
+
+    def _dequantize(self, stem: str, axis: int | None) -> str:
+        inputs = [f"{stem}_q", f"{stem}_scale", f"{stem}_zero"]
+        named = {} if axis is None else {"axis": axis}
+        self.nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{stem}_dq"], f"{stem}_dq_node", **named))
+        return f"{stem}_dq"
+
+    @property
+    def _mark(self) -> str:
+        return self.model.mark
+
+
+def saturates_like(activation: Op, parameters: Parameters, model: OnnxModel) -> bool:
+    """Return whether saturation to the codes of `parameters` does exactly what a Relu or Clip does before it.
+
+    It does when the codes of the bounds are the first and the last one, or beyond: what the op would cut off, saturation cuts off.
+    """
+    low, high = _bounds(activation, model)
+    fits_low = low is None or parameters.code_of(low) <= parameters.first
+    return fits_low and (high is None or parameters.code_of(high) >= parameters.last)
+
+
+def _bounds(activation: Op, model: OnnxModel) -> tuple[float | None, float | None]:
+    if activation.type == "Relu":
+        return 0.0, None
+    low, high = activation.attribute("min", None), activation.attribute("max", None)
+    if activation.input(1):
+        low = float(model.store.array(activation.input(1)).reshape(-1)[0])
+    if activation.input(2):
+        high = float(model.store.array(activation.input(2)).reshape(-1)[0])
+    return low, high
+
+
+def _without_trailing_blanks(names: list[str]) -> list[str]:
+    while names and not names[-1]:
+        names = names[:-1]
+    return names
+
+
+def _tensor(name: str, kind: int, values: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> onnx.TensorProto:
+    return onnx.TensorProto(name=name, data_type=kind, dims=values.shape, raw_data=values.tobytes())
+

@@ -1,0 +1,112 @@
+"""Types and shapes of every tensor, from the first source that knows them.
+
+The runtime's fusions need `value_info` (dropping it changed the logits of a BERT), and so does the question whether a
+tensor is float at all. Cheap and safe sources come first: onnx, then symbolic inference, which knows the contrib ops but is the tool that
+users report most failures of, then the runtime itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import onnx
+from onnx import shape_inference
+
+from neural_tune.errors import AdapterError
+from neural_tune_onnxruntime import session
+
+logger = logging.getLogger(__name__)
+
+
+def infer(model: onnx.ModelProto, folder: Path) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """Return `model` with the types and shapes that could be found, and notes about what could not.
+
+    Args:
+        model: A model whose large initializers are external, so that no step carries them along; never changed.
+        folder: Where they lie.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    steps: Sequence[tuple[str, Callable[[onnx.ModelProto, Path], onnx.ModelProto]]] = (
+        ("onnx", _by_onnx),
+        ("symbolic", _by_symbols),
+        ("runtime", _by_runtime),
+    )
+    failures: list[str] = []
+    for name, step in steps:
+        if not _unknown(result):
+            break
+        try:
+            _merge(result, step(result, folder))
+        except (AdapterError, ImportError, *session.RUNTIME_ERRORS) as error:
+            failures.append(f"{name}: {session.first_line(error)[:120]}")
+        except Exception as error:  # noqa: BLE001 - the tools raise what they like (asserts, KeyError); the ladder goes on
+            failures.append(f"{name}: {type(error).__name__} {session.first_line(error)[:120]}")
+    missing = _unknown(result)
+    if not missing:
+        return result, ()
+    logger.info("no shape for %d tensors: %s", len(missing), "; ".join(failures))
+    shown = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
+    reasons = f" ({'; '.join(failures)})" if failures else ""
+    return result, (f"type or shape unknown for {len(missing)} tensors: {shown}{reasons}; ops around them stay float",)
+
+
+def _unknown(model: onnx.ModelProto) -> list[str]:
+    graph = model.graph
+    known = {value.name for value in (*graph.input, *graph.value_info, *graph.output) if _is_known(value)}
+    return [name for node in graph.node for name in node.output if name and name not in known]
+
+
+def _is_known(value: onnx.ValueInfoProto) -> bool:
+    kind = value.type.tensor_type
+    if not value.type.HasField("tensor_type"):
+        return value.type.WhichOneof("value") is not None  # sequences and maps are none of our business
+    return kind.elem_type != 0 and kind.HasField("shape")
+
+
+def _merge(model: onnx.ModelProto, other: onnx.ModelProto) -> None:
+    """Take over what `other` knows of tensors that `model` knows less of; graph inputs and outputs keep their own."""
+    graph = model.graph
+    made = {name for node in graph.node for name in node.output} - {value.name for value in graph.output}
+    ours = {value.name: value for value in graph.value_info}
+    for value in other.graph.value_info:
+        if value.name in made and _is_known(value):
+            if value.name not in ours:
+                graph.value_info.append(value)
+            elif not _is_known(ours[value.name]):
+                ours[value.name].CopyFrom(value)
+    results = {value.name: value for value in other.graph.output}
+    for value in graph.output:
+        if not _is_known(value) and value.name in results and _is_known(results[value.name]):
+            value.type.CopyFrom(results[value.name].type)
+
+
+def _by_onnx(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    del folder
+    return shape_inference.infer_shapes(model, data_prop=True)
+
+
+def _by_symbols(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference  # noqa: PLC0415 - needs sympy, half a second
+
+    del folder
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    inferred = SymbolicShapeInference.infer_shapes(copy, auto_merge=True, guess_output_rank=False, verbose=0)
+    return inferred if isinstance(inferred, onnx.ModelProto) else copy
+
+
+def _by_runtime(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    """Let the runtime resolve the graph and write it out again, node by node as it is, with the types it found."""
+    with tempfile.TemporaryDirectory(prefix="neural_tune-shapes-") as scratch:
+        path = Path(scratch) / "resolved.onnx"
+        chosen = session.options(1, optimize=False, folder=folder)
+        chosen.optimized_model_filepath = str(path)
+        # Without this, weights above 2 GB would not fit into the message.
+        chosen.add_session_config_entry("session.optimized_model_external_initializers_file_name", "resolved.bin")
+        chosen.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+        session.start(model.SerializeToString(), chosen)
+        return onnx.load(str(path), load_external_data=False)

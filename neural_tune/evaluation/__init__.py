@@ -1,0 +1,33 @@
+"""Evaluation: data as users have it, metrics from libraries, early and exact rejection, the certificate. Imports no framework."""
+
+from neural_tune.evaluation.builtin import METRICS, Metric, MetricInfo
+from neural_tune.evaluation.certificate import Certificate, MetricCertificate, certify
+from neural_tune.evaluation.data import ArrayLoader, CalibrationStream, as_loader, batch_length, split_batch, to_numpy
+from neural_tune.evaluation.evaluator import Evaluator, FunctionEvaluator, MetricEvaluator, directed
+from neural_tune.evaluation.metrics import metric, metrics
+from neural_tune.evaluation.result import Evaluation
+from neural_tune.evaluation.sanity import check_baseline, check_outputs
+
+__all__ = [
+    "METRICS",
+    "ArrayLoader",
+    "CalibrationStream",
+    "Certificate",
+    "Evaluation",
+    "Evaluator",
+    "FunctionEvaluator",
+    "Metric",
+    "MetricCertificate",
+    "MetricEvaluator",
+    "MetricInfo",
+    "as_loader",
+    "batch_length",
+    "certify",
+    "check_baseline",
+    "check_outputs",
+    "directed",
+    "metric",
+    "metrics",
+    "split_batch",
+    "to_numpy",
+]

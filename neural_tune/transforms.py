@@ -1,0 +1,294 @@
+"""Numpy transforms that a job file can put between a dataset and the model, by name and in order."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from neural_tune.errors import ConfigError, DataError
+from neural_tune.options import close_to, only_known
+from neural_tune.protocols import Array
+
+_FLOAT = np.float32
+
+
+class Transform(Protocol):
+    """Changes a batch of one input. Arrays have the batch axis first; axes in options do not count it."""
+
+    def __call__(self, batch: Array) -> Array:
+        """Return the changed batch; the given one stays as it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cast:
+    """Converts to another dtype.
+
+    Attributes:
+        dtype: A numpy dtype, such as "float32".
+    """
+
+    dtype: str
+
+    def __post_init__(self) -> None:
+        """Refuse what is no number format."""
+        try:
+            is_number = np.dtype(self.dtype).kind in "biuf"
+        except TypeError:
+            is_number = False
+        if not is_number:
+            raise ConfigError(f"dtype: found {self.dtype!r}, expected a number format such as float32, int64 or uint8")
+
+    def __call__(self, batch: Array) -> Array:
+        """Return the batch in the new dtype."""
+        return batch.astype(self.dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Normalize:
+    """Computes (x - mean) / std in float32 (float64 stays float64).
+
+    Attributes:
+        mean: One number, or one per channel.
+        std: One number, or one per channel; not 0.
+        axis: The channel axis; needed only where two axes are as long as `mean`.
+    """
+
+    mean: float | Sequence[float]
+    std: float | Sequence[float]
+    axis: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check numbers and lengths."""
+        _numbers("mean", self.mean)
+        if not np.all(_numbers("std", self.std)):
+            raise ConfigError(f"std: found {self.std!r}, expected numbers other than 0")
+        lengths = {np.size(value) for value in (self.mean, self.std) if not np.isscalar(value)}
+        if len(lengths) > 1:
+            raise ConfigError(f"mean and std: found lengths {sorted(lengths)}, expected one number per channel in both")
+        if self.axis is not None:
+            _integers("axis", [self.axis])
+
+    def __call__(self, batch: Array) -> Array:
+        """Return the normalised batch."""
+        batch = _floating(batch)
+        normalised: Array = (batch - self._spread(self.mean, batch)) / self._spread(self.std, batch)
+        return normalised
+
+    def _spread(self, value: float | Sequence[float], batch: Array) -> Array:
+        """Return `value` in a shape that broadcasts along the channel axis."""
+        array = np.asarray(value, batch.dtype)
+        if array.ndim == 0:
+            return array
+        shape = [1] * batch.ndim
+        shape[self._channel_axis(len(array), batch)] = len(array)
+        return array.reshape(shape)
+
+    def _channel_axis(self, channels: int, batch: Array) -> int:
+        sample = batch.shape[1:]
+        if self.axis is not None:
+            fits = -len(sample) <= self.axis < len(sample) and sample[self.axis] == channels
+            found = [self.axis % len(sample)] if fits else []
+        else:
+            found = [axis for axis, length in enumerate(sample) if length == channels]
+        if len(found) != 1:
+            raise DataError(
+                f"Normalize: found samples of shape {list(sample)} and {channels} channels"
+                f"{f' along axis {self.axis}' if self.axis is not None else ''}, expected one axis of length {channels}; "
+                "name it with axis (the batch axis not counted)"
+            )
+        return found[0] + 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rescale:
+    """Computes (x + shift) * scale in float32 (float64 stays float64): with shift = -zero_point it decodes integer codes.
+
+    Attributes:
+        scale: Factor.
+        shift: Added first.
+    """
+
+    scale: float
+    shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check that both are numbers."""
+        for name in ("scale", "shift"):
+            if np.ndim(_numbers(name, getattr(self, name))):
+                raise ConfigError(f"{name}: found {getattr(self, name)!r}, expected one number")
+
+    def __call__(self, batch: Array) -> Array:
+        """Return the rescaled batch."""
+        batch = _floating(batch)
+        return (batch + batch.dtype.type(self.shift)) * batch.dtype.type(self.scale)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transpose:
+    """Permutes the axes of a sample.
+
+    Attributes:
+        perm: The old position of each new axis, the batch axis not counted: [2, 0, 1] makes HWC to CHW.
+    """
+
+    perm: Sequence[int]
+
+    def __post_init__(self) -> None:
+        """Check that it is a permutation."""
+        perm = _integers("perm", self.perm)
+        if sorted(perm) != list(range(len(perm))):
+            raise ConfigError(
+                f"perm: found {perm}, expected a permutation of 0 to {len(perm) - 1} (the batch axis not counted)"
+            )
+
+    def __call__(self, batch: Array) -> Array:
+        """Return the permuted batch."""
+        if batch.ndim != len(self.perm) + 1:
+            raise DataError(
+                f"Transpose: found samples of shape {list(batch.shape[1:])}, expected {len(self.perm)} axes for perm {list(self.perm)}"
+            )
+        return np.ascontiguousarray(batch.transpose(0, *(axis + 1 for axis in self.perm)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reshape:
+    """Gives every sample another shape.
+
+    Attributes:
+        shape: The new shape, the batch axis not counted; one length may be -1.
+    """
+
+    shape: Sequence[int]
+
+    def __post_init__(self) -> None:
+        """Check the lengths."""
+        shape = _integers("shape", self.shape)
+        if any(length < -1 for length in shape) or shape.count(-1) > 1:
+            raise ConfigError(f"shape: found {shape}, expected lengths, of which one may be -1")
+
+    def __call__(self, batch: Array) -> Array:
+        """Return the batch with samples of the new shape."""
+        try:
+            return batch.reshape(len(batch), *self.shape)
+        except ValueError as error:
+            raise DataError(
+                f"Reshape: found samples of shape {list(batch.shape[1:])}, which cannot take the shape {list(self.shape)}"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpandDims:
+    """Inserts an axis of length 1.
+
+    Attributes:
+        axis: Position of the new axis in a sample: 0 is right after the batch axis, -1 is last.
+    """
+
+    axis: int = 0
+
+    def __post_init__(self) -> None:
+        """Check that it is an integer."""
+        _integers("axis", [self.axis])
+
+    def __call__(self, batch: Array) -> Array:
+        """Return the batch with one more axis."""
+        if not -batch.ndim <= self.axis < batch.ndim:
+            raise DataError(
+                f"ExpandDims: found samples of shape {list(batch.shape[1:])}, which have no place for axis {self.axis}"
+            )
+        return np.expand_dims(batch, self.axis + 1 if self.axis >= 0 else self.axis)
+
+
+TRANSFORMS: dict[str, Callable[..., Transform]] = {
+    kind.__name__: kind for kind in (Cast, Normalize, Rescale, Transpose, Reshape, ExpandDims)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A transform and the inputs it is meant for; an empty tuple means all of them."""
+
+    transform: Transform
+    inputs: tuple[str, ...] = ()
+
+
+def transforms(spec: Mapping[str, Any] | Sequence[Any] | None) -> tuple[Step, ...]:
+    """Return the transforms that a job lists, in order.
+
+    Args:
+        spec: A mapping from name to options, or a list of such mappings where one transform comes twice. The option `inputs` of any
+            transform names the inputs it is meant for; without it, it is meant for all.
+
+    Raises:
+        ConfigError: a name or an option is unknown or wrong. One line per fault.
+    """
+    entries: list[tuple[Any, Any]] = []
+    errors: list[str] = []
+    for item in spec if isinstance(spec, list) else [spec or {}]:
+        if isinstance(item, Mapping):
+            entries += item.items()
+        else:
+            errors.append(
+                f"found {item!r}, expected a mapping from transform to options; there are {', '.join(TRANSFORMS)}"
+            )
+    steps = []
+    for name, options in entries:
+        try:
+            steps.append(_step(name, options))
+        except ConfigError as error:
+            errors.append(str(error))
+    if errors:
+        raise ConfigError("\n".join(errors))
+    return tuple(steps)
+
+
+def _step(name: object, options: object) -> Step:
+    if name not in TRANSFORMS:
+        raise ConfigError(
+            f"{name}: there is no such transform{close_to(name, TRANSFORMS)}; there are {', '.join(TRANSFORMS)}"
+        )
+    if not isinstance(options, Mapping | None):
+        raise ConfigError(f"{name}: found {options!r}, expected a mapping of options")
+    kind: Any = TRANSFORMS[str(name)]
+    given = dict(options or {})
+    inputs = given.pop("inputs", [])
+    if not isinstance(inputs, list) or not all(isinstance(item, str) for item in inputs):
+        raise ConfigError(f"{name}.inputs: found {inputs!r}, expected a list of input names")
+    fields = dataclasses.fields(kind)
+    try:
+        only_known(
+            given,
+            needed=tuple(field.name for field in fields if field.default is dataclasses.MISSING),
+            known=tuple(field.name for field in fields),
+        )
+        return Step(kind(**given), tuple(inputs))
+    except ConfigError as error:
+        raise ConfigError("\n".join(f"{name}.{line}" for line in str(error).splitlines())) from error
+
+
+def _numbers(name: str, value: object) -> Array:
+    items = value if isinstance(value, list | tuple) else [value]
+    if not items or not all(
+        isinstance(item, int | float) and not isinstance(item, bool) and math.isfinite(item) for item in items
+    ):
+        raise ConfigError(f"{name}: found {value!r}, expected a number or a list of numbers")
+    return np.asarray(value)
+
+
+def _integers(name: str, value: object) -> list[int]:
+    if not isinstance(value, list | tuple) or not all(
+        isinstance(item, int) and not isinstance(item, bool) for item in value
+    ):
+        raise ConfigError(
+            f"{name}: found {value!r}, expected {'an integer' if name == 'axis' else 'a list of integers'}"
+        )
+    return list(value)
+
+
+def _floating(batch: Array) -> Array:
+    return batch if batch.dtype in (np.float32, np.float64) else batch.astype(_FLOAT)

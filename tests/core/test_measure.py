@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from neural_tune import measure
+
+
+def test_four_times_the_time_measures_as_about_four_times_slower() -> None:
+    # Sleeping is the one kind of work whose true ratio does not depend on what else the machine does.
+    result = measure.compare_speed(
+        lambda: time.sleep(0.02), lambda: time.sleep(0.005), batch_size=1, threads=1, warmup=1, repeats=40, seconds=1.5
+    )
+    assert 3.0 < result.ratio < 4.5
+    assert result.low <= result.ratio <= result.high
+    assert result.rounds >= 10
+
+
+def test_the_same_time_measures_as_equal() -> None:
+    result = measure.compare_speed(
+        lambda: time.sleep(0.01), lambda: time.sleep(0.01), batch_size=1, threads=1, repeats=40, seconds=1.0
+    )
+    assert 0.85 < result.ratio < 1.15
+
+
+def test_both_sides_run_equally_often_and_take_turns_in_going_first() -> None:
+    calls: list[str] = []
+    measure.compare_speed(
+        lambda: calls.append("f"), lambda: calls.append("q"), batch_size=1, threads=1, warmup=1, repeats=10, seconds=9.0
+    )
+    assert calls.count("f") == calls.count("q") == 11
+    assert "".join(calls[2:]) == "fqqf" * 5
+
+
+def test_size_on_disk_adds_up_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 10)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b").write_bytes(b"x" * 5)
+    assert measure.size_on_disk(tmp_path) == 15
+    assert measure.size_on_disk(tmp_path / "a") == 10
