@@ -169,8 +169,9 @@ class _Reader:
         if "factory" in model:
             options = model["factory"]
             options = {"callable": options} if isinstance(options, str) else options
-            return self._try((*path, "factory"), lambda: factory(options, self.folder), Path())
-        file = self.folder / model.get("path", "")
+            made: Factory | Path = self._try((*path, "factory"), lambda: factory(options, self.folder), Path())
+            return made
+        file: Path = self.folder / model.get("path", "")
         if "path" in model and not file.exists():
             self.findings.error((*path, "path"), f"found {model['path']!r}, but there is no file {file}")
         return file

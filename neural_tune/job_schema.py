@@ -130,7 +130,7 @@ def _check_mapping(
     if not isinstance(value, Mapping | None):
         findings.error(path, f"found {value!r:.60}, expected {expected}")
         return _NOTHING
-    checked = {}
+    checked: dict[str, Any] = {}
     for key, inner in (value or {}).items():
         node = node_of(key)
         if node is None:

@@ -141,7 +141,13 @@ def _discover(group: str, kind: type[PluginT]) -> dict[str, PluginT]:
     found: dict[str, PluginT] = {}
     owners: dict[str, str] = {}
     for point in sorted(entry_points(group=group), key=lambda point: (point.name, _owner(point))):
-        plugin = point.load()
+        try:
+            plugin = point.load()
+        except (ImportError, AttributeError) as error:
+            raise PluginError(
+                f"entry point {point.name!r} of {_owner(point)} in {group} cannot be loaded ({error}); "
+                "repair or uninstall it"
+            ) from error
         if not isinstance(plugin, kind):
             raise PluginError(
                 f"entry point {point.name!r} of {_owner(point)} in {group}: found a {type(plugin).__name__}, "
@@ -153,11 +159,11 @@ def _discover(group: str, kind: type[PluginT]) -> dict[str, PluginT]:
             )
         if point.name in found:
             raise PluginError(
-                f"{group}: {point.name!r} is registered twice, by {owners[point.name]} ({point.value}) and "
-                f"{_owner(point)}; uninstall one"
+                f"{group}: {point.name!r} is registered twice, by {owners[point.name]} and "
+                f"{_owner(point)} ({point.value}); uninstall one"
             )
         found[point.name] = plugin
-        owners[point.name] = _owner(point)
+        owners[point.name] = f"{_owner(point)} ({point.value})"
     return found
 
 

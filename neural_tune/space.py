@@ -186,6 +186,7 @@ class TuningSpace:
         notices = _check_reach(capability, ordered)
         kept: dict[str, tuple[OpConfig, ...]] = {}
         fixed: dict[str, str] = {}
+        stuck = {op.name: op.why or "it offers float only" for op in capability.ops if _is_stuck(op)}
         errors: list[str] = []
         for op in capability.ops:
             if not op.is_quantizable:
@@ -198,7 +199,9 @@ class TuningSpace:
                 fixed[op.name] = f"user rule: {_float_rule(matching).label}"
             elif matching and len(op.choices) > 1:
                 errors.append(_nothing_left(op, matching))
-        groups = _group(capability, kept, fixed, errors)
+            elif op.group:
+                stuck[op.name] = "it offers float only, unless a rule asks for more"
+        groups = _group(capability, kept, fixed, stuck, errors)
         if errors:
             raise ConfigError("\n".join(errors))
         return cls(capability=capability, groups=groups, fixed=FrozenMap(fixed), notices=notices)
@@ -312,20 +315,31 @@ def _check_reach(capability: Capability, rules: Iterable[Rule]) -> tuple[str, ..
     return tuple(notices)
 
 
+def _is_stuck(op: OpCapability) -> bool:
+    """Return whether `op` has float only and holds its group there; a pass-through op follows and holds nobody."""
+    return bool(op.group) and not op.is_quantizable and op.role is not Role.PASS_THROUGH
+
+
 def _group(
-    capability: Capability, kept: Mapping[str, tuple[OpConfig, ...]], fixed: dict[str, str], errors: list[str]
+    capability: Capability,
+    kept: Mapping[str, tuple[OpConfig, ...]],
+    fixed: dict[str, str],
+    stuck: Mapping[str, str],
+    errors: list[str],
 ) -> tuple[OpGroup, ...]:
-    """Join ops that must share a choice; a member that was fixed to float takes the whole group along."""
+    """Join ops that must share a choice; a member that stays in float takes the whole group along."""
     members: dict[str, list[OpCapability]] = {}
     for op in capability.ops:
-        if op.name in kept or (op.group and op.name in fixed):
+        if op.name in kept or (op.group and (op.name in fixed or op.name in stuck)):
             members.setdefault(op.group or op.name, []).append(op)
     groups = []
     for name, ops in members.items():
-        floats = [op.name for op in ops if op.name in fixed]
+        floats = {op.name: fixed.get(op.name) or stuck[op.name] for op in ops if op.name in fixed or op.name in stuck}
         if floats:
+            first, why = next(iter(floats.items()))
             for op in ops:
-                fixed.setdefault(op.name, f"shares a choice with {floats[0]!r} ({fixed[floats[0]]})")
+                if op.name in kept:
+                    fixed[op.name] = f"shares a choice with {first!r} ({why})"
             continue
         common = tuple(config for config in kept[ops[0].name] if all(config in kept[op.name] for op in ops[1:]))
         if len(common) < 2:

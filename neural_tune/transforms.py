@@ -125,7 +125,8 @@ class Rescale:
     def __call__(self, batch: Array) -> Array:
         """Return the rescaled batch."""
         batch = _floating(batch)
-        return (batch + batch.dtype.type(self.shift)) * batch.dtype.type(self.scale)
+        rescaled: Array = (batch + batch.dtype.type(self.shift)) * batch.dtype.type(self.scale)
+        return rescaled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

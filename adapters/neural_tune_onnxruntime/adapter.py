@@ -72,7 +72,9 @@ class OnnxRuntimeAdapter:
         """Return what `calibrate` wrote below `directory` for this model; None if it is not there or incomplete."""
         return statistics.load(directory, key=model.fingerprint())
 
-    def build(self, model: OnnxModel, candidate: Candidate, statistics: Statistics | None, threads: int | None) -> Built:
+    def build(
+        self, model: OnnxModel, candidate: Candidate, statistics: Statistics | None, threads: int | None
+    ) -> Built:
         """Return `candidate` as a ready session."""
         return building.build(model, candidate, statistics, threads)
 
@@ -119,7 +121,9 @@ def _check_options(options: AdapterOptions) -> None:
         message = f"approach {options.approach!r}: the ONNX Runtime adapter offers 'static' (dynamic and weight_only come later)"
         raise CapabilityError(message)
     if options.quant_format.lower() not in ("default", "qdq"):
-        message = f"quant_format {options.quant_format!r}: expected 'default' or 'QDQ', which is what this adapter writes"
+        message = (
+            f"quant_format {options.quant_format!r}: expected 'default' or 'QDQ', which is what this adapter writes"
+        )
         raise CapabilityError(message)
     if options.backend != "default":
         message = f"backend {options.backend!r}: expected 'default', the CPU provider"
@@ -136,7 +140,9 @@ def _readable(source: object) -> str | Path | onnx.ModelProto:
         path = getattr(source, "_model_path", None)
         if path:
             return Path(path)
-        raise AdapterError("a session that was made from bytes does not give its graph away: pass the path or the ModelProto")
+        raise AdapterError(
+            "a session that was made from bytes does not give its graph away: pass the path or the ModelProto"
+        )
     message = f"found a {type(source).__name__}, expected the path of an .onnx file or an onnx.ModelProto"
     raise AdapterError(message)
 
@@ -157,6 +163,7 @@ def _run(started: Session, feed: Feed) -> Outputs:
     try:
         return tuple(started.run(None, feed))
     except session.RUNTIME_ERRORS as error:
-        message = f"the model breaks on inputs of shape {[list(v.shape) for v in feed.values()]}: {session.first_line(error)}"
+        message = (
+            f"the model breaks on inputs of shape {[list(v.shape) for v in feed.values()]}: {session.first_line(error)}"
+        )
         raise AdapterError(message) from error
-

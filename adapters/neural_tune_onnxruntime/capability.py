@@ -71,9 +71,7 @@ def preferred(kernel: Kernel, processor: Processor) -> tuple[OpConfig, ...]:
     per_tensor = QuantSpec(dtype=DType.INT8, reduce_range=processor.saturates)
     if kernel.axis is None:
         return tuple(_config(kernel, activation, per_tensor) for activation in activations)
-    per_channel = QuantSpec(
-        dtype=DType.INT8, granularity=Granularity.PER_CHANNEL, reduce_range=processor.saturates
-    )
+    per_channel = QuantSpec(dtype=DType.INT8, granularity=Granularity.PER_CHANNEL, reduce_range=processor.saturates)
     rows = [_config(kernel, activation, per_channel) for activation in activations]
     return (*rows, _config(kernel, activations[0], per_tensor))
 
@@ -154,7 +152,4 @@ def _extra(kernel: Kernel, processor: Processor) -> tuple[OpConfig, ...]:
 
 def _config(kernel: Kernel, activation: QuantSpec, weight: QuantSpec | None) -> OpConfig:
     # Conv and the companions are integer only with a quantized output. Gemm and MatMul are as fast without, and more accurate.
-    return OpConfig(
-        mode=Mode.STATIC, activation=activation, weight=weight, output=activation if kernel.emits else None
-    )
-
+    return OpConfig(mode=Mode.STATIC, activation=activation, weight=weight, output=activation if kernel.emits else None)

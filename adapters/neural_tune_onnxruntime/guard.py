@@ -22,7 +22,8 @@ from neural_tune_onnxruntime import session
 from neural_tune_onnxruntime.graph import Graph, Op
 from neural_tune_onnxruntime.inputs import Feed, InputInfo, to_feed
 
-# Relative L2 difference of an output. TOLERANCE_NOTE
+# Relative L2 difference of an output. Rounding gave 0.0005 to 0.005 on four trained nets and 0.020 on a 60-op MobileNetV2 whose ranges
+# are so bad that int8 itself moves its outputs by 0.44; the known fusion bugs give 0.5 to 0.8.
 TOLERANCE = 0.15
 _FLOAT_KERNELS = frozenset(("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"))
 _INTEGER_KERNELS = frozenset(("QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger", "NhwcMaxPool"))
@@ -73,7 +74,9 @@ def count_fusions(artifact: Path) -> Fusion:
     expected = sum(_carries_codes(op, saved) for op in anchors)
     return Fusion(
         unfused=sum(1 for _ in _wasted(optimized)),
-        integer_kernels=sum(count for kind, count in kinds.items() if kind.startswith("QLinear") or kind in _INTEGER_KERNELS),
+        integer_kernels=sum(
+            count for kind, count in kinds.items() if kind.startswith("QLinear") or kind in _INTEGER_KERNELS
+        ),
         lost=max(0, floats - (len(anchors) - expected)),
     )
 

@@ -102,7 +102,9 @@ def _checked(value: object, info: InputInfo) -> NDArray[Any]:
 
 
 def _to_array(value: object, info: InputInfo) -> NDArray[Any]:
-    if hasattr(value, "detach") and hasattr(value, "cpu"):  # a torch tensor, which may need a gradient or live elsewhere
+    if hasattr(value, "detach") and hasattr(
+        value, "cpu"
+    ):  # a torch tensor, which may need a gradient or live elsewhere
         value = value.detach().cpu()
     try:
         array = np.asarray(value)

@@ -57,7 +57,9 @@ def kernel_of(op: Op, graph: Graph, opset: int) -> Kernel:
         return _never(_WHY_NEVER.get(op.type) or _why_unlisted(op, graph))
     if opset < 10:
         return _never(f"opset {opset} has no QuantizeLinear, and the model could not be converted to a newer one")
-    if any(producer is not None and producer.type == "DequantizeLinear" for producer in map(graph.producers.get, op.inputs)):
+    if any(
+        producer is not None and producer.type == "DequantizeLinear" for producer in map(graph.producers.get, op.inputs)
+    ):
         return _never("the source model already quantizes it")
     kernel = rule(op, graph)
     if kernel.axis is not None and opset < 13:
@@ -110,7 +112,9 @@ def _gemm(op: Op, graph: Graph) -> Kernel:
     for name, position in (("alpha", 1), ("beta", 2)):
         # The integer kernel drops them: beta 0.75 relative error, alpha 0.50. Normalisation has folded what it could.
         if op.attribute(name, 1.0) != 1.0 and op.input(position):
-            return _never(f"{name}={op.attribute(name, 1.0):g} on an operand that is no constant: the int8 kernel ignores {name}")
+            return _never(
+                f"{name}={op.attribute(name, 1.0):g} on an operand that is no constant: the int8 kernel ignores {name}"
+            )
     axis = 0 if op.attribute("transB", 0) else 1
     features = graph.constants[weight].shape[axis]
     if bias:
@@ -140,10 +144,14 @@ def _matmul(op: Op, graph: Graph) -> Kernel:
         return _never("a product with a vector: memory-bound, no packed int8 kernel")
     if rank > 2:  # builds, and is then refused at run time
         return Kernel(role=Role.ANCHOR, data=(0,), weight=1, why=f"constant of rank {rank}: per_tensor only")
-    return Kernel(role=Role.ANCHOR, data=(0,), weight=1, axis=1)  # x3.7, isolated 3.4; without output Q MatMulIntegerToFloat
+    return Kernel(
+        role=Role.ANCHOR, data=(0,), weight=1, axis=1
+    )  # x3.7, isolated 3.4; without output Q MatMulIntegerToFloat
 
 
-def _joining(*, search: bool = True, reader: bool = False, shares: bool = False, why: str = "") -> Callable[[Op, Graph], Kernel]:
+def _joining(
+    *, search: bool = True, reader: bool = False, shares: bool = False, why: str = ""
+) -> Callable[[Op, Graph], Kernel]:
     """Return the rule of a companion that reads activations at all its data inputs."""
 
     def rule(op: Op, graph: Graph) -> Kernel:
@@ -235,7 +243,14 @@ _WHY_NEVER: Mapping[str, str] = MappingProxyType(
         "GRU": "GRU: no int8 kernel",
         **dict.fromkeys(
             (
-                *("LayerNormalization", "InstanceNormalization", "BatchNormalization", "GroupNormalization", "Gelu", "Tanh"),
+                *(
+                    "LayerNormalization",
+                    "InstanceNormalization",
+                    "BatchNormalization",
+                    "GroupNormalization",
+                    "Gelu",
+                    "Tanh",
+                ),
                 *("HardSwish", "HardSigmoid", "Erf", "Sub", "Div", "Pow", "Sqrt", "ReduceMean", "ConvTranspose"),
             ),
             _NOT_FUSED,

@@ -129,7 +129,11 @@ def load(
     proto, notes = shapes.infer(whole, store.folder)
     graph = Graph.of(proto)
     kernels = {op.name: kernel_of(op, graph, draft.opset) for op in graph.ops}
-    weights = [(op.inputs[kernel.weight], kernel.axis) for op, kernel in zip(graph.ops, kernels.values(), strict=True) if kernel.weight is not None]
+    weights = [
+        (op.inputs[kernel.weight], kernel.axis)
+        for op, kernel in zip(graph.ops, kernels.values(), strict=True)
+        if kernel.weight is not None
+    ]
     store.operands = tuple(dict.fromkeys(weights))
     return OnnxModel(
         proto=proto,

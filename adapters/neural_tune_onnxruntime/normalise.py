@@ -110,8 +110,13 @@ def _hoist_constants(draft: Draft) -> None:
 
 def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
     """Return the tensor of a Constant node; None for strings and sparse tensors, which no weight is."""
-    name, kinds = node.output[0], {"value_float": np.float32, "value_floats": np.float32}
-    kinds |= {"value_int": np.int64, "value_ints": np.int64}
+    name = node.output[0]
+    kinds: dict[str, type[np.generic]] = {
+        "value_float": np.float32,
+        "value_floats": np.float32,
+        "value_int": np.int64,
+        "value_ints": np.int64,
+    }
     for item in node.attribute:
         if item.name == "value":
             tensor = onnx.TensorProto()
@@ -254,4 +259,3 @@ def _keep(field: Any, test: Callable[[Any], bool]) -> None:
     for index in range(len(field) - 1, -1, -1):
         if not test(field[index]):
             del field[index]
-

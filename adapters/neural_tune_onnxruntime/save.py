@@ -19,7 +19,7 @@ _MESSAGE_LIMIT = 2_136_000_000
 
 def saved_size(proto: onnx.ModelProto) -> int:
     """Return the bytes that `save` writes for `proto`, from the graph alone."""
-    return proto.ByteSize() + sum(_growth(tensor) for tensor in proto.graph.initializer)
+    return int(proto.ByteSize()) + sum(_growth(tensor) for tensor in proto.graph.initializer)
 
 
 def save(proto: onnx.ModelProto, folder: Path, directory: Path, *, limit: int = _MESSAGE_LIMIT) -> Path:
@@ -92,8 +92,9 @@ def _growth(tensor: onnx.TensorProto) -> int:
         return 0
     bare = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
     content = weights.external_bytes([tensor])
-    embedded = bare.ByteSize() + 1 + _varint(content) + content
-    return embedded + _varint(embedded) - tensor.ByteSize() - _varint(tensor.ByteSize())
+    embedded = int(bare.ByteSize()) + 1 + _varint(content) + content
+    pointing = int(tensor.ByteSize())
+    return embedded + _varint(embedded) - pointing - _varint(pointing)
 
 
 def _varint(value: int) -> int:

@@ -63,7 +63,9 @@ def start(model: bytes | Path, chosen: Any) -> Session:
         AdapterError: the runtime refuses the model.
     """
     try:
-        return onnxruntime.InferenceSession(model if isinstance(model, bytes) else str(model), chosen, providers=PROVIDERS)
+        return onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else str(model), chosen, providers=PROVIDERS
+        )
     except RUNTIME_ERRORS as error:
         message = f"ONNX Runtime {onnxruntime.__version__} refuses the model: {first_line(error)}"
         raise AdapterError(message) from error

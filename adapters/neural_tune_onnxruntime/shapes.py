@@ -15,7 +15,6 @@ from pathlib import Path
 import onnx
 from onnx import shape_inference
 
-from neural_tune.errors import AdapterError
 from neural_tune_onnxruntime import session
 
 logger = logging.getLogger(__name__)
@@ -41,8 +40,6 @@ def infer(model: onnx.ModelProto, folder: Path) -> tuple[onnx.ModelProto, tuple[
             break
         try:
             _merge(result, step(result, folder))
-        except (AdapterError, ImportError, *session.RUNTIME_ERRORS) as error:
-            failures.append(f"{name}: {session.first_line(error)[:120]}")
         except Exception as error:  # noqa: BLE001 - the tools raise what they like (asserts, KeyError); the ladder goes on
             failures.append(f"{name}: {type(error).__name__} {session.first_line(error)[:120]}")
     missing = _unknown(result)

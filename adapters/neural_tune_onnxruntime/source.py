@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import external_data_helper, helper, numpy_helper
 
@@ -127,12 +127,16 @@ def read_tensor(tensor: onnx.TensorProto, base: Path | None) -> NDArray[Any]:
     if not external_data_helper.uses_external_data(tensor):
         return numpy_helper.to_array(tensor)
     if base is None:
-        message = f"initializer {tensor.name!r} lies in another file: pass the path of the model, or load it with its data"
+        message = (
+            f"initializer {tensor.name!r} lies in another file: pass the path of the model, or load it with its data"
+        )
         raise AdapterError(message)
     entries = {item.key: item.value for item in tensor.external_data}
     path = (base / entries.get("location", "")).resolve()
     if not path.is_relative_to(base) or not path.is_file():
-        message = f"initializer {tensor.name!r}: found no data file {entries.get('location')!r} below the model's folder"
+        message = (
+            f"initializer {tensor.name!r}: found no data file {entries.get('location')!r} below the model's folder"
+        )
         raise AdapterError(message)
     dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
     shape, offset = tuple(tensor.dims), int(entries.get("offset", 0))

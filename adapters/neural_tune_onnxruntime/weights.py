@@ -92,7 +92,9 @@ class WeightStore:
         with (folder / FLOAT_FILE).open("wb") as file:
             for name in sorted(draft.constant_names):
                 small = draft.is_small(name)
-                tensors[name] = draft.inline(name) if small else _write_tensor(file, name, draft.array(name), FLOAT_FILE)
+                tensors[name] = (
+                    draft.inline(name) if small else _write_tensor(file, name, draft.array(name), FLOAT_FILE)
+                )
         store = cls(folder, tensors)
         weakref.finalize(store, _remove, folder, os.getpid())
         return store
@@ -127,7 +129,7 @@ class WeightStore:
             if tensor.data_type == onnx.TensorProto.STRING:
                 total.update(tensor.SerializeToString(deterministic=True))
             else:
-                total.update(np.ascontiguousarray(self.array(name)).reshape(-1).view(np.uint8))
+                total.update(np.ascontiguousarray(self.array(name)).reshape(-1).view(np.uint8).data)
         return total.hexdigest()
 
     def _write(self, form: _Form, spec: QuantSpec) -> dict[Operand, Quantized]:

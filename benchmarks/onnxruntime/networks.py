@@ -38,7 +38,9 @@ class _Builder:
         self.nodes.append(helper.make_node(kind, list(inputs), [f"{name}_out"], name=name, **attributes))
         return f"{name}_out"
 
-    def conv(self, name: str, x: str, channels: tuple[int, int], kernel: int, stride: int = 1, gain: float = 2.0) -> str:
+    def conv(
+        self, name: str, x: str, channels: tuple[int, int], kernel: int, stride: int = 1, gain: float = 2.0
+    ) -> str:
         weight = self.weight(f"{name}.weight", channels[1], channels[0], kernel, kernel, gain=gain)
         bias = self.bias(f"{name}.bias", channels[1])
         pads = [kernel // 2] * 4

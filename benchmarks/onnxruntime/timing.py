@@ -20,10 +20,12 @@ class Times:
 
     @property
     def cpu_median(self) -> float:
+        """Median of the processor time."""
         return statistics.median(self.cpu)
 
     @property
     def wall_median(self) -> float:
+        """Median of the elapsed time."""
         return statistics.median(self.wall)
 
 

@@ -62,7 +62,9 @@ class OpCapability:
             raise PluginError(message)
         if len(set(self.choices)) != len(self.choices):
             twice = sorted({choice.describe() for choice in self.choices if self.choices.count(choice) > 1})
-            message = f"op {self.name!r}: choices hold {', '.join(twice)} twice; strategies count choices, list each once"
+            message = (
+                f"op {self.name!r}: choices hold {', '.join(twice)} twice; strategies count choices, list each once"
+            )
             raise PluginError(message)
 
     @property
@@ -99,4 +101,10 @@ class Capability:
         if len(set(names)) != len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
             message = f"{self.framework} names ops twice: {', '.join(twice)}"
+            raise PluginError(message)
+        # A group without a name is known by its only op, so the two kinds of names share one table.
+        grouped = {op.group for op in self.ops if op.group}
+        outside = sorted(op.name for op in self.ops if op.name in grouped and op.group != op.name)
+        if outside:
+            message = f"{self.framework} names groups like ops that are not in them: {', '.join(outside)}"
             raise PluginError(message)

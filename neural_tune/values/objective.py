@@ -78,6 +78,11 @@ class Objectives:
         """Names in order."""
         return tuple(item.name for item in self.items)
 
+    @property
+    def noise(self) -> float:
+        """How far two scores may be apart and still count as equal: 5 % where time or memory is measured, else nothing."""
+        return math.log(1.05) if {"latency", "throughput", "memory"} & set(self.names) else 0.0
+
     def score(self, values: Mapping[str, float], baseline: Mapping[str, float]) -> float:
         """Return the weighted mean of the logarithms of the gains; 0 equals float, higher is better.
 
@@ -92,9 +97,7 @@ class Objectives:
     def dominates(self, one: Mapping[str, float], other: Mapping[str, float]) -> bool:
         """Return whether `one` is at least as good everywhere and better somewhere."""
         signs = [1.0 if item.higher_is_better else -1.0 for item in self.items]
-        differences = [
-            sign * (one[item.name] - other[item.name]) for sign, item in zip(signs, self.items, strict=True)
-        ]
+        differences = [sign * (one[item.name] - other[item.name]) for sign, item in zip(signs, self.items, strict=True)]
         return min(differences) >= 0 and max(differences) > 0
 
     def front(self, points: Sequence[Mapping[str, float]]) -> tuple[int, ...]:

@@ -84,10 +84,14 @@ class QuantSpec:
     def __post_init__(self) -> None:
         """Refuse contradictions, so that an adapter never meets one."""
         if (self.group_size is not None) != (self.granularity is Granularity.PER_GROUP):
-            message = f"group_size={self.group_size} with granularity {self.granularity}: give it for per_group, only there"
+            message = (
+                f"group_size={self.group_size} with granularity {self.granularity}: give it for per_group, only there"
+            )
             raise ConfigError(message)
         if self.percentile is not None and self.observer is not Observer.PERCENTILE:
-            message = f"percentile={self.percentile} with observer {self.observer}: give it for the percentile observer only"
+            message = (
+                f"percentile={self.percentile} with observer {self.observer}: give it for the percentile observer only"
+            )
             raise ConfigError(message)
         if self.percentile is not None and not 50.0 < self.percentile <= 100.0:
             message = f"percentile={self.percentile}: expected a share in percent, above 50 and at most 100"

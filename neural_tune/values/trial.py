@@ -161,8 +161,24 @@ class History:
 
     @property
     def accepted(self) -> tuple[TrialResult, ...]:
-        """Accepted results, best objective first; ties go to the more accurate, then to the earlier."""
-        return tuple(sorted((result for result in self.results if result.is_accepted), key=self._rank))
+        """Accepted results, the one to take first.
+
+        The best score leads. Measured times and memory are noisy: results within 5 % of the best score count as equal to it, and
+        the smallest of them leads. Where no result is better than float by the objectives, nothing was gained that a score could
+        rank, and the smallest leads too. Remaining ties go to the more accurate, then to the earlier.
+        """
+        results = [result for result in self.results if result.is_accepted]
+        scores = {result.trial.number: self._score(result) for result in results}
+        top = max(scores.values(), default=0.0)
+        near = top - self.objectives.noise if top > 0 else -math.inf
+
+        def rank(result: TrialResult) -> tuple[bool, float, float, float, int]:
+            score = scores[result.trial.number]
+            is_near = score >= near
+            size = result.objectives.get("size", 0.0) if is_near else 0.0
+            return (not is_near, 0.0 if is_near else -score, size, -self.slack(result), result.trial.number)
+
+        return tuple(sorted(results, key=rank))
 
     @property
     def best(self) -> TrialResult | None:
@@ -175,9 +191,8 @@ class History:
         rejected = [result for result in self.results if result.status is TrialStatus.REJECTED]
         return max(complete or rejected, key=self.slack, default=None)
 
-    def _rank(self, result: TrialResult) -> tuple[float, float, int]:
-        score = self.objectives.score(result.objectives, self.baseline.objectives)
-        return (-score, -self.slack(result), result.trial.number)
+    def _score(self, result: TrialResult) -> float:
+        return self.objectives.score(result.objectives, self.baseline.objectives)
 
 
 def count_passes(baseline: Baseline, results: Iterable[TrialResult]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -9,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from neural_tune import (
 from neural_tune.testing import ToyAdapter, ToyTask, sabotage, toy_task
 from neural_tune.values import TrialStatus
 
+_kill = os.kill
 QUICK = PerformanceConfig(warmup=1, repeats=12, seconds=0.05, batch_size=8)
 
 
@@ -293,7 +294,11 @@ def test_resuming_on_other_evaluation_data_is_refused(task: ToyTask, tmp_path: P
         run(task, config, model=model, resume=begun.run_directory, eval_dataloader=(inputs, task.labels))
 
 
-def test_a_native_crash_is_a_failed_trial_and_the_run_goes_on(task: ToyTask, tmp_path: Path) -> None:
+def test_a_native_crash_is_a_failed_trial_and_the_run_goes_on(
+    task: ToyTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # pytest's dump of a deliberate crash would look like a broken test.
+    monkeypatch.setattr(os, "kill", lambda pid, number: (faulthandler.disable(), _kill(pid, number)))
     config = conf(tmp_path, executor="process", max_trials=30)
     result = run(task, config, framework=ToyAdapter(faults={"dense2": "segv"}))
     assert result.accepted

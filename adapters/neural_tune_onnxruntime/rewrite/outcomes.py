@@ -27,7 +27,9 @@ def report(model: OnnxModel, regions: Regions, proto: onnx.ModelProto) -> BuildR
         "quantize_nodes": kinds.count("QuantizeLinear"),
         "dequantize_nodes": kinds.count("DequantizeLinear"),
     }
-    return BuildReport(ops=ops, counts=FrozenMap({name: float(value) for name, value in counts.items()}), notes=model.notes)
+    return BuildReport(
+        ops=ops, counts=FrozenMap({name: float(value) for name, value in counts.items()}), notes=model.notes
+    )
 
 
 def _outcome(op: Op, model: OnnxModel, regions: Regions) -> OpOutcome:
@@ -41,7 +43,9 @@ def _outcome(op: Op, model: OnnxModel, regions: Regions) -> OpOutcome:
         return OpOutcome(name=op.name, type=op.type, precision=config.describe(), reason=f"part of {owner!r}")
     if op.name in regions.carried:
         config = OpConfig(mode=Mode.STATIC, activation=regions.coded[op.outputs[0]].spec)
-        return OpOutcome(name=op.name, type=op.type, precision=config.describe(), reason="carries the codes of its input")
+        return OpOutcome(
+            name=op.name, type=op.type, precision=config.describe(), reason="carries the codes of its input"
+        )
     return OpOutcome(name=op.name, type=op.type, precision="float", reason=_why_float(op, model, regions))
 
 
@@ -51,11 +55,10 @@ def _why_float(op: Op, model: OnnxModel, regions: Regions) -> str:
         return regions.refused[op.name]
     if kernel.role is Role.PASS_THROUGH:
         return "its neighbours are float"
-    if not kernel.is_quantizable:
-        return kernel.why
+    reason = FLOAT_REASON if kernel.is_quantizable and kernel.in_search else kernel.why
     if op.type in _FUSED_ANYWAY and _lies_between_codes(op, model, regions):
-        return f"{FLOAT_REASON}; between int8 neighbours the runtime may fuse it all the same"
-    return kernel.why if not kernel.in_search else FLOAT_REASON
+        return f"{reason}; between int8 neighbours the runtime fuses it all the same"
+    return reason
 
 
 def _lies_between_codes(op: Op, model: OnnxModel, regions: Regions) -> bool:
@@ -68,5 +71,5 @@ def _lies_between_codes(op: Op, model: OnnxModel, regions: Regions) -> bool:
     if follower is not None and follower.type in ("Relu", "Clip"):
         result = follower.outputs[0]
     coded = regions.coded.get(result)
-    readers = {reader.name for reader in model.graph.consumers.get(result, ())}
+    readers = frozenset(reader.name for reader in model.graph.consumers.get(result, ()))
     return coded is not None and result not in model.graph.fixed and readers == coded.readers

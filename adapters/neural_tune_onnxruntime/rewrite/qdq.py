@@ -112,11 +112,10 @@ class _Writer:
     def _append_integer(self, op: Op, inputs: list[str], tail: str) -> None:
         """Append an op that writes codes, with the Relu or Clip behind it unless saturation does the same."""
         target = self._written_name(tail)
-        activation = next((name for name, owner in self.regions.folded.items() if owner == op.name), None)
-        if activation is None:
+        follower = self.model.graph.sole_consumer(op.outputs[0])
+        if follower is None or self.regions.folded.get(follower.name) != op.name:
             self._append(op, inputs, [target])
             return
-        follower = next(reader for reader in self.model.graph.consumers[op.outputs[0]] if reader.name == activation)
         coded = self.regions.coded[tail]
         if saturates_like(follower, coded.parameters, self.model):
             self._append(op, inputs, [target])
@@ -166,7 +165,7 @@ class _Writer:
         operand = (op.inputs[kernel.weight], kernel.axis)
         found = self.model.store.quantized(operand, config.weight)
         if kernel.bias is not None:
-            bias = self._bias(op, kernel, found)
+            bias = self._bias(op, kernel)
             step = self.regions.coded[op.inputs[kernel.data[0]]].parameters.scale
             widened = qparams.widened_for_bias(bias, step, found.scale) if not found.zero.any() else None
             if widened is not None:
@@ -174,7 +173,7 @@ class _Writer:
             inputs[kernel.bias] = self._write_bias(op, bias, step, found)
         inputs[kernel.weight] = self._write_weight(op, found)
 
-    def _bias(self, op: Op, kernel: Kernel, weight: Quantized) -> Floats:
+    def _bias(self, op: Op, kernel: Kernel) -> Floats:
         """Return the bias with one value per output channel, whatever shape it is broadcast from."""
         values = np.asarray(self.model.store.array(op.inputs[kernel.bias or 0]), np.float32).reshape(-1)
         channels = self.model.graph.constants[op.inputs[kernel.weight or 0]].shape[kernel.axis or 0]
@@ -204,8 +203,10 @@ class _Writer:
 
     def _dequantize(self, stem: str, axis: int | None) -> str:
         inputs = [f"{stem}_q", f"{stem}_scale", f"{stem}_zero"]
-        named = {} if axis is None else {"axis": axis}
-        self.nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{stem}_dq"], f"{stem}_dq_node", **named))
+        node = helper.make_node("DequantizeLinear", inputs, [f"{stem}_dq"], f"{stem}_dq_node")
+        if axis is not None:
+            node.attribute.append(helper.make_attribute("axis", axis))
+        self.nodes.append(node)
         return f"{stem}_dq"
 
     @property
@@ -242,4 +243,3 @@ def _without_trailing_blanks(names: list[str]) -> list[str]:
 
 def _tensor(name: str, kind: int, values: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> onnx.TensorProto:
     return onnx.TensorProto(name=name, data_type=kind, dims=values.shape, raw_data=values.tobytes())
-

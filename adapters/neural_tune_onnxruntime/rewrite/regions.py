@@ -257,5 +257,7 @@ class _Planner:
                 tensor = op.inputs[position]
                 got = coded[tensor].spec
                 if asked is not None and (got.dtype, got.symmetric) != (asked.dtype, asked.symmetric):
-                    found[op.name] = f"shares input {tensor!r}, which its producer or first reader quantizes as {got.describe()}"
+                    found[op.name] = (
+                        f"shares input {tensor!r}, which its producer or first reader quantizes as {got.describe()}"
+                    )
         return found

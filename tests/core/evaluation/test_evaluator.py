@@ -337,7 +337,8 @@ def test_progress_counts_samples() -> None:
 def test_a_restored_baseline_gives_the_same_rejections_and_certificate(tmp_path: Path) -> None:
     generator = np.random.default_rng(8)
     labels = generator.integers(0, 3, 60)
-    base, candidate = generator.normal(size=(2, 60, 3)) + 2 * np.eye(3)[labels]
+    base = generator.normal(size=(60, 3)) + 3 * np.eye(3)[labels]
+    candidate = generator.normal(size=(60, 3)) + np.eye(3)[labels]
     first, adapter = evaluator_on(labels, ["topk", "f1"], batch=5), TableAdapter()
     baseline = first.baseline(adapter, base)
     first.save_baseline(tmp_path / "run" / "baseline.npz")

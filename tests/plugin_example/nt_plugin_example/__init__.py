@@ -1,0 +1,1 @@
+"""An adapter and a strategy for neural_tune from outside."""
