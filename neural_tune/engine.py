@@ -154,7 +154,7 @@ def _announce(run: Run) -> None:
     run.emit(events.StageStarted(stage="search"))
     forecast, stop = run.strategy.forecast(run.space), run.task.config.stop
     per_trial = _seconds_per_trial(run.history)
-    worst = min(forecast.worst, stop.max_trials) * per_trial
+    worst = min(forecast.worst, stop.max_trials) * per_trial / run.task.config.workers
     run.emit(
         events.SearchPlanned(
             baseline=run.history.baseline,

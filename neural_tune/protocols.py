@@ -8,7 +8,7 @@ behind; `BuiltT`, a model that runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 import numpy as np
 
 from neural_tune.space import TuningSpace
-from neural_tune.values import Candidate, Capability, FrozenMap, History, Proposal, Trial, TrialResult
+from neural_tune.values import Candidate, Capability, FrozenMap, History, LatencyProfile, Proposal, Trial, TrialResult
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 # What one batch of model inputs can be: one array (or framework tensor), a sequence in the order of the model's inputs,
@@ -166,19 +166,19 @@ class GuardsArtifact(Protocol):
         """Return findings a person must see (outputs that depend on the optimization level, unfused Q/DQ ...); () if none."""
 
 
+class Toggles(Protocol):
+    """One ready model in which the quantization of every op of a candidate can be switched, without a rebuild."""
+
+    def run(self, int8_ops: frozenset[str], inputs: Inputs) -> Outputs:
+        """Return the outputs when exactly `int8_ops` (a subset of the candidate's ops) are quantized, the others float."""
+
+
 @runtime_checkable
 class ProbesSensitivity(Protocol):
     """An adapter that can toggle the quantization of single ops in one ready model."""
 
-    def sensitivity(
-        self,
-        model: Any,
-        statistics: Any,
-        candidate: Candidate,
-        subsets: Sequence[frozenset[str]],
-        batches: Sequence[Inputs],
-    ) -> tuple[float, ...]:
-        """Return, per subset of ops, the divergence of the model's outputs when only that subset of `candidate` is quantized."""
+    def toggles(self, model: Any, candidate: Candidate, statistics: Any, threads: int | None) -> Toggles:
+        """Return the toggle model of `candidate`. With no op switched on it equals the float model (with the candidate's recipes)."""
 
 
 @runtime_checkable
@@ -186,9 +186,9 @@ class ProfilesLatency(Protocol):
     """An adapter that can attribute run time to ops."""
 
     def profile(
-        self, model: Any, statistics: Any, candidate: Candidate, inputs: Inputs
-    ) -> Mapping[str, tuple[float, float]]:
-        """Return op -> (milliseconds in float, milliseconds as in `candidate`)."""
+        self, model: Any, candidate: Candidate, statistics: Any, inputs: Inputs, threads: int
+    ) -> LatencyProfile:
+        """Return the times per op of the float model and of `candidate` (full int8), attributed to the ops of the capability."""
 
 
 @runtime_checkable

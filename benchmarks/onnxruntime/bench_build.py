@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import logging
 import random
 import sys
 import tempfile
@@ -41,7 +40,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7, help="measurements per contestant, at least 5")
     arguments = parser.parse_args()
-    logging.disable(logging.WARNING)  # the stock tool asks for preprocessing on every call; the model is already folded
     with tempfile.TemporaryDirectory(prefix="nt-bench-") as folder:
         return compare(Path(folder), max(5, arguments.repeats))
 

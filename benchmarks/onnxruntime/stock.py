@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def write_cache(statistics: Statistics, path: Path) -> Path:
 
 def stock_session(path: Path, cache: Path, folder: Path, floats: Sequence[str]) -> onnxruntime.InferenceSession:
     """Return a ready session the stock way: quantize to a file, load the file."""
+    logging.disable(logging.WARNING)  # it asks for preprocessing on every call; our networks are folded already
     target = folder / "stock.onnx"
     quantize_static(str(path), str(target), None, calibration_cache_path=cache, nodes_to_exclude=list(floats), **STOCK)
     options = onnxruntime.SessionOptions()

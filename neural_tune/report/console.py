@@ -260,7 +260,8 @@ class _Bar:
             if worst:
                 parts.append(f"best loss {words.loss(*worst, history.criterion)}")
             parts.append(words.gain(history.objectives, best.objectives, history.baseline.objectives))
-        parts.append(f"ETA {words.duration(event.eta_seconds)}")
+        if event.eta_seconds > 0:  # 0: more trials than expected were needed, and nobody knows how many more
+            parts.append(f"ETA {words.duration(event.eta_seconds)}")
         total = max(self._expected, done)
         self._progress.update(self._search, completed=done, total=total, text=", ".join(filter(None, parts)))
 

@@ -5,6 +5,7 @@ from neural_tune.values.canonical import canonical_json, digest, from_jsonable, 
 from neural_tune.values.capability import Capability, OpCapability, Role
 from neural_tune.values.criterion import AccuracyCriterion, Verdict, judge
 from neural_tune.values.frozen import FrozenMap
+from neural_tune.values.insight import Insight, LatencyProfile
 from neural_tune.values.objective import BUILTIN_OBJECTIVES, Objective, Objectives
 from neural_tune.values.quant import FLOAT, DType, Granularity, Mode, Observer, OpConfig, QuantSpec
 from neural_tune.values.stop import StopRule
@@ -31,6 +32,8 @@ __all__ = [
     "FrozenMap",
     "Granularity",
     "History",
+    "Insight",
+    "LatencyProfile",
     "Mode",
     "Objective",
     "Objectives",

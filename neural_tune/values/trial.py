@@ -10,6 +10,7 @@ from enum import StrEnum
 from neural_tune.values.candidate import Candidate
 from neural_tune.values.criterion import AccuracyCriterion, Verdict, judge
 from neural_tune.values.frozen import FrozenMap
+from neural_tune.values.insight import Insight
 from neural_tune.values.objective import Objectives
 
 
@@ -115,6 +116,7 @@ class History:
         objectives: What is optimised among the accepted.
         results: Finished trials, in the order in which they ended.
         pending: Trials that are running.
+        insight: What probes found before the search; None when the strategy asked for nothing.
     """
 
     baseline: Baseline
@@ -122,6 +124,7 @@ class History:
     objectives: Objectives = field(default_factory=Objectives)
     results: tuple[TrialResult, ...] = ()
     pending: tuple[Trial, ...] = ()
+    insight: Insight | None = None
 
     def with_pending(self, trial: Trial) -> History:
         """Return the history in which `trial` is running."""

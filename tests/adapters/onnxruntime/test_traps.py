@@ -1,0 +1,303 @@
+"""Right where the runtime's own tool is wrong or refuses: each test is one reproduced trap."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("onnxruntime", reason='the adapter needs its framework: pip install "neural-tune[onnxruntime]"')
+
+import graphs
+import numpy as np
+import onnx
+from graphs import FLOAT, Tuned, graph_of, weights
+from onnx import helper
+
+from neural_tune.values import Candidate
+from neural_tune_onnxruntime import guard
+
+
+def error(found, expected):
+    """Relative L2 error."""
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def tune(model, folder):
+    return Tuned(model, graphs.batches(model), folder)
+
+
+def int8_error(model, folder, candidate=None):
+    """Relative error of an int8 build, at full optimization, against the float model."""
+    tuned = tune(model, folder)
+    return error(tuned.run(candidate)[0], graphs.run(model, tuned.feeds[0])[0])
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 3.0), (0.25, 1.0), (2.0, -0.5), (1.0, 0.0)])
+def test_gemm_factors_are_honoured(alpha, beta, tmp_path):
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], "fc", alpha=alpha, beta=beta)]
+    model = graph_of(nodes, weights(w=(16, 12), b=(12,)), {"x": ["n", 16]})
+    tuned = tune(model, tmp_path)
+    assert tuned.floats() == []
+    assert error(tuned.run()[0], graphs.run(model, tuned.feeds[0])[0]) < 0.03
+
+
+def test_gemm_with_factors_that_cannot_be_folded_stays_float_and_says_so(tmp_path):
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "c"], ["y"], "fc", beta=2.0),
+    ]
+    model = graph_of(nodes, weights(w=(16, 12)), {"x": [5, 16], "c": [5, 12]})
+    tuned = tune(model, tmp_path)
+    (op,) = tuned.capability.ops
+    assert not op.is_quantizable
+    assert "beta=2" in op.why
+
+
+@pytest.mark.parametrize("shape", [(12,), (1, 12), (1,), ()])
+def test_gemm_takes_a_bias_of_any_broadcast_shape(shape, tmp_path):
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], "fc")]
+    found = weights(w=(16, 12)) | {"b": np.full(shape, 0.7, np.float32)}
+    assert int8_error(graph_of(nodes, found, {"x": ["n", 16]}), tmp_path) < 0.03
+
+
+def test_weight_shared_by_transposed_gemm_and_matmul_gets_an_axis_for_each(tmp_path):
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["g"], "gemm", transB=1),
+        helper.make_node("MatMul", ["g", "w"], ["y"], "matmul"),
+    ]
+    model = graph_of(nodes, weights(w=(16, 16)), {"x": ["n", 16]})
+    tuned = tune(model, tmp_path)
+    assert tuned.floats() == []
+    assert error(tuned.run()[0], graphs.run(model, tuned.feeds[0])[0]) < 0.05
+    axes = {
+        node.input[0].split("__")[0]: node.attribute[0].i
+        for node in tuned.build().proto.graph.node
+        if node.op_type == "DequantizeLinear" and node.attribute
+    }
+    assert axes == {"gemm": 0, "matmul": 1}
+
+
+def two_readers():
+    """One input and one weight shared by two products, each with an output of its own."""
+    nodes = [
+        helper.make_node("Tanh", ["x"], ["t"], "tanh"),
+        helper.make_node("MatMul", ["t", "w"], ["y"], "left"),
+        helper.make_node("MatMul", ["t", "w"], ["z"], "right"),
+    ]
+    return graph_of(nodes, weights(w=(16, 12)), {"x": ["n", 16]}, ["y", "z"])
+
+
+def test_excluded_reader_of_a_shared_tensor_and_weight_is_really_float(tmp_path):
+    model = two_readers()
+    tuned = tune(model, tmp_path)
+    full = tuned.space.preferred()
+    candidate = Candidate.of({"left": full.ops["left"]})
+    left, right = tuned.run(candidate)
+    expected = graphs.run(model, tuned.feeds[0])
+    assert np.abs(left - expected[0]).max() > 1e-4
+    np.testing.assert_array_equal(right, expected[1])
+
+
+def test_duplicate_node_names_are_told_apart(tmp_path):
+    model = graphs.conv_net()
+    for node in model.graph.node:
+        node.name = "same"
+    tuned = tune(model, tmp_path)
+    names = [op.name for op in tuned.capability.ops]
+    assert len(set(names)) == len(names)
+    assert error(tuned.run()[0], graphs.run(model, tuned.feeds[0])[0]) < 0.1
+
+
+def test_unnamed_nodes_are_excluded_one_at_a_time(tmp_path):
+    model = graphs.conv_net()
+    for node in model.graph.node:
+        node.name = ""
+    tuned = tune(model, tmp_path)
+    full = tuned.space.preferred()
+    first = next(iter(full.ops))
+    candidate = full.with_ops({first: type(full.ops[first])(mode="float")})
+    outcomes = {op.name: op for op in tuned.build(candidate).report.ops}
+    assert outcomes[first].is_float
+    assert sum(op.is_float for op in outcomes.values()) == 1 + ("Relu" in outcomes[first].type)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 12), (1, 16, 12)])
+def test_constant_of_three_axes_runs_per_tensor(shape, tmp_path):
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], "mm")]
+    model = graph_of(nodes, weights(w=shape), {"x": [3, 7, 16]})
+    tuned = tune(model, tmp_path)
+    (op,) = tuned.capability.ops
+    assert {config.weight.granularity for config in op.choices[:-1]} == {"per_tensor"}
+    assert error(tuned.run()[0], graphs.run(model, tuned.feeds[0])[0]) < 0.05
+
+
+@pytest.mark.parametrize("opset", [10, 11, 12])
+def test_old_opsets_are_converted_and_quantized_per_channel(opset, tmp_path):
+    model = graphs.residual_net()
+    model.opset_import[0].version = opset
+    tuned = tune(model, tmp_path)
+    assert tuned.hold.opset == 13
+    assert any(f"opset {opset}" in note for note in tuned.capability.notes)
+    conv = next(op for op in tuned.capability.ops if op.name == "conv1")
+    assert conv.choices[0].weight.granularity == "per_channel"
+    assert error(tuned.run()[0], graphs.run(model, tuned.feeds[0])[0]) < 0.1
+
+
+def test_opset_that_cannot_be_converted_stays_and_is_quantized_per_tensor(tmp_path, monkeypatch):
+    def refuse(model, version):
+        raise RuntimeError("no adapter")
+
+    monkeypatch.setattr("neural_tune_onnxruntime.normalise.version_converter.convert_version", refuse)
+    model = graphs.conv_net()
+    model.opset_import[0].version = 12
+    tuned = tune(model, tmp_path)
+    assert tuned.hold.opset == 12
+    conv = next(op for op in tuned.capability.ops if op.name == "conv1")
+    assert {config.weight.granularity for config in (*conv.choices[:-1], *conv.extra)} == {"per_tensor"}
+    assert error(tuned.run()[0], graphs.run(model, tuned.feeds[0])[0]) < 0.15
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (-0.5, 6.0), (0.0, 0.4), (0.3, 0.9), (-0.9, -0.2)])
+def test_clip_of_any_bounds_still_clips(low, high, tmp_path):
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], "conv"),
+        helper.make_node("Clip", ["c", "low", "high"], ["r"], "clip"),
+        helper.make_node("Conv", ["r", "v"], ["y"], "head"),
+    ]
+    found = weights(w=(8, 3, 3, 3), b=(8,), v=(4, 8, 1, 1))
+    found |= {"low": np.array(low, np.float32), "high": np.array(high, np.float32)}
+    model = graph_of(nodes, found, {"x": ["n", 3, 8, 8]})
+    tuned = tune(model, tmp_path)
+    assert tuned.floats() == []
+    assert error(tuned.run()[0], graphs.run(model, tuned.feeds[0])[0]) < 0.05
+
+
+def test_relu_that_is_an_output_is_an_output_still(tmp_path):
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], "conv"),
+        helper.make_node("Relu", ["c"], ["y"], "relu"),
+        helper.make_node("Conv", ["y", "v"], ["z"], "head"),
+    ]
+    model = graph_of(nodes, weights(w=(8, 3, 3, 3), b=(8,), v=(4, 8, 1, 1)), {"x": ["n", 3, 8, 8]}, ["y", "z"])
+    tuned = tune(model, tmp_path)
+    found, expected = tuned.run(), graphs.run(model, tuned.feeds[0])
+    assert [value.name for value in tuned.build().session.get_outputs()] == ["y", "z"]
+    for one, two in zip(found, expected, strict=True):
+        assert error(one, two) < 0.05
+    assert found[0].min() == 0.0
+
+
+def test_tensor_that_is_an_output_and_has_a_relu_behind_it_keeps_its_negative_values(tmp_path):
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["y"], "conv"),
+        helper.make_node("Relu", ["y"], ["r"], "relu"),
+        helper.make_node("Conv", ["r", "v"], ["z"], "head"),
+    ]
+    model = graph_of(nodes, weights(w=(8, 3, 3, 3), b=(8,), v=(4, 8, 1, 1)), {"x": ["n", 3, 8, 8]}, ["y", "z"])
+    tuned = tune(model, tmp_path)
+    found, expected = tuned.run(), graphs.run(model, tuned.feeds[0])
+    assert found[0].min() < 0
+    for one, two in zip(found, expected, strict=True):
+        assert error(one, two) < 0.05
+
+
+@pytest.mark.parametrize("size", [1, 3, 17])
+def test_batch_axis_stays_free(size, tmp_path):
+    model = graphs.residual_net()
+    tuned = tune(model, tmp_path)
+    (feed,) = graphs.batches(model, 1, size)
+    assert tuned.run(feed=feed)[0].shape == (size, 5)
+
+
+def test_float_reader_of_an_integer_conv_sees_codes_so_that_the_kernel_stays_fused(tmp_path):
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], "conv"),
+        helper.make_node("Conv", ["c", "v"], ["y"], "head"),
+        helper.make_node("Tanh", ["c"], ["z"], "tanh"),
+    ]
+    model = graph_of(nodes, weights(w=(8, 3, 3, 3), b=(8,), v=(4, 8, 1, 1)), {"x": ["n", 3, 8, 8]}, ["y", "z"])
+    tuned = tune(model, tmp_path)
+    path = graphs.ADAPTER.save(tuned.build(), tmp_path / "saved")
+    fusion = guard.count_fusions(path)
+    assert (fusion.integer_kernels, fusion.lost, fusion.unfused) == (2, 0, 0)
+
+
+def test_bias_too_large_for_int32_widens_the_weight_scale(tmp_path):
+    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["y"], "conv")]
+    found = weights(w=(4, 3, 1, 1), b=(4,))
+    found["w"][1] *= 1e-9  # a dead channel: without care its bias saturates at a fraction of its value
+    found["b"][1] = 5.0
+    model = graph_of(nodes, found, {"x": ["n", 3, 8, 8]})
+    tuned = tune(model, tmp_path)
+    produced = tuned.run()[0][:, 1]
+    np.testing.assert_allclose(produced, 5.0, rtol=0.01)
+    path = graphs.stock(model, tuned.feeds, tmp_path, op_types=["Conv"])
+    np.testing.assert_array_equal(tuned.run()[0], graphs.run(path, tuned.feeds[0])[0])
+
+
+def test_bias_shared_by_two_convolutions_is_quantized_for_each(tmp_path):
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], "first", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"], "relu"),
+        helper.make_node("Conv", ["r", "v", "b"], ["y"], "second"),
+    ]
+    found = weights(w=(8, 3, 3, 3), v=(8, 8, 1, 1), b=(8,))
+    found["w"] *= 20
+    assert int8_error(graph_of(nodes, found, {"x": ["n", 3, 8, 8]}), tmp_path) < 0.05
+
+
+def test_tensor_captured_by_a_subgraph_keeps_its_name_and_the_subgraph_stays_float(tmp_path):
+    then = helper.make_graph(
+        [helper.make_node("Identity", ["r"], ["t"])], "then", [], [helper.make_tensor_value_info("t", FLOAT, None)]
+    )
+    other = helper.make_graph(
+        [helper.make_node("Neg", ["r"], ["e"])], "else", [], [helper.make_tensor_value_info("e", FLOAT, None)]
+    )
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], "conv"),
+        helper.make_node("Relu", ["c"], ["r"], "relu"),
+        helper.make_node("ReduceSum", ["x"], ["s"], "sum", keepdims=0),
+        helper.make_node("Greater", ["s", "zero"], ["test"], "greater"),
+        helper.make_node("If", ["test"], ["y"], "choice", then_branch=then, else_branch=other),
+    ]
+    found = weights(w=(8, 3, 3, 3), b=(8,)) | {"zero": np.array(0, np.float32)}
+    model = graph_of(nodes, found, {"x": ["n", 3, 8, 8]})
+    tuned = tune(model, tmp_path)
+    choice = next(op for op in tuned.capability.ops if op.name == "choice")
+    assert "subgraph" in choice.why
+    assert error(tuned.run()[0], graphs.run(model, tuned.feeds[0])[0]) < 0.02
+
+
+def test_tensor_of_an_integer_convolution_that_a_subgraph_reads_unfolded_is_not_cut_off(tmp_path):
+    """The Relu behind it must not be folded: the subgraph reads the negative values."""
+    body = [helper.make_node("Identity", ["c"], ["t"])]
+    then = helper.make_graph(body, "then", [], [helper.make_tensor_value_info("t", FLOAT, None)])
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], "conv"),
+        helper.make_node("Relu", ["c"], ["y"], "relu"),
+        helper.make_node("If", ["yes"], ["z"], "choice", then_branch=then, else_branch=then),
+    ]
+    found = weights(w=(8, 3, 3, 3), b=(8,)) | {"yes": np.array(True)}
+    model = graph_of(nodes, found, {"x": ["n", 3, 8, 8]}, ["y", "z"])
+    tuned = tune(model, tmp_path)
+    found_outputs, expected = tuned.run(), graphs.run(model, tuned.feeds[0])
+    assert found_outputs[1].min() < 0
+    assert error(found_outputs[1], expected[1]) < 0.02
+
+
+def test_same_tensor_on_both_sides_of_an_add(tmp_path):
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], "conv"),
+        helper.make_node("Add", ["c", "c"], ["y"], "twice"),
+    ]
+    model = graph_of(nodes, weights(w=(8, 3, 3, 3), b=(8,)), {"x": ["n", 3, 8, 8]})
+    assert int8_error(model, tmp_path) < 0.03
+
+
+def test_model_that_is_quantized_already_is_left_alone(tmp_path):
+    model = graphs.conv_net()
+    feeds = graphs.batches(model)
+    path = graphs.stock(model, feeds, tmp_path, op_types=["Conv", "Relu"])
+    quantized = onnx.load(str(path))
+    tuned = Tuned(quantized, feeds, tmp_path)
+    convs = [op for op in tuned.capability.ops if op.type == "Conv"]
+    assert convs
+    assert all(not op.is_quantizable and "already quantizes" in op.why for op in convs)
