@@ -65,7 +65,7 @@ wheel: $(VENV)/.installed-dev ## build the sdist and, from it, the wheel into di
 	$(BIN)/python -m build --no-isolation
 
 bench: $(VENV)/.installed-all ## measure the budgets of the design
-	set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	set -e; for script in benchmarks/*/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
 clean: ## remove build outputs and caches
 	rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -209,10 +210,10 @@ def _npz(options: Mapping[str, Any], folder: Path) -> ArrayDataset:
     only_known(options, needed=("path", "x"), known=("path", "x", "y"))
     path = _existing(options["path"], folder, "path")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            names = set(archive.files)
-    except (OSError, ValueError, AttributeError, EOFError) as error:
-        raise ConfigError(f"path: {path} is no .npz archive ({error or type(error).__name__})") from error
+        with zipfile.ZipFile(path) as archive:
+            names = {name.removesuffix(".npy") for name in archive.namelist()}
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"path: found {options['path']!r}, which is no .npz archive ({error})") from error
 
     def place(name: object, option: str) -> _Place:
         if name not in names:
@@ -280,7 +281,7 @@ def _read(place: _Place) -> Array:
                 array = archive[key]
         else:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, KeyError) as error:
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"{path.name}{f'[{key}]' if key else ''}: no plain array can be read ({error})") from error
     if not isinstance(array, np.ndarray) or array.ndim == 0:
         raise DataError(

