@@ -22,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/' | expand -t 18
 
-demo: $(VENV)/.installed-demo ## tune a real keyword-spotting model to int8 (about 2 minutes with the installation)
+demo: $(VENV)/.installed-demo ## tune a real keyword-spotting model to int8 (installs what it needs, under 3 minutes)
 	$(BIN)/neural-tune run examples/keyword_spotting/job.yaml
 
 install: $(VENV)/.installed-all ## install every extra and every tool into .venv

@@ -33,7 +33,7 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageStarted:
-    """A stage of the run begins: "baseline", "calibration", "search", "certificate", "measure"."""
+    """A stage of the run begins: "calibration", "baseline", "probes", "search", "certificate", "measure"."""
 
     stage: str
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from neural_tune import events, journal, plugins
+from neural_tune import events, insights, journal, plugins
 from neural_tune.config import ObjectiveFunction, TuneConfig
 from neural_tune.errors import ConfigError, DataError
 from neural_tune.evaluation import (
@@ -40,12 +40,16 @@ from neural_tune.values import (
     Baseline,
     FrozenMap,
     History,
+    Insight,
     StopRule,
     TrialResult,
     digest,
     from_jsonable,
     to_jsonable,
 )
+
+# Samples for the probes. More rank hardly better (docs/strategies.md has the figures) and cost N forward passes each.
+PROBE_SAMPLES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +122,7 @@ def prepare(task: Task) -> Run:
     adapter = plugins.adapter_for(task.model, task.framework)
     strategy = plugins.strategy(config.strategy, config.seed, **config.strategy_options)
     model = adapter.load(task.model, _options(config))
-    space = TuningSpace.of(adapter.query(model), config.rules)
+    space = TuningSpace.of(adapter.query(model), config.rules, config.recipes)
     if isinstance(task.evaluator, MetricEvaluator):
         task.evaluator.input_names = space.capability.inputs
     if not space.groups:
@@ -165,7 +169,8 @@ def _ready(
     records: list[dict[str, Any]],
     notices: tuple[str, ...],
 ) -> Run:
-    statistics, sample, more = _statistics(task, adapter, model, directory, space, log)
+    kept: list[Inputs] = []
+    statistics, sample, more = _statistics(task, adapter, model, directory, space, log, kept)
     bench = Workbench(
         adapter=adapter,
         model=model,
@@ -178,6 +183,8 @@ def _ready(
         objective_functions=task.objective_functions,
     )
     baseline, problems = _baseline(task, bench, log, directory, records)
+    wants = _wants(strategy)
+    insight = None if problems or not wants else _insight(task, bench, space, wants, log, records, kept)
     return Run(
         task=task,
         bench=bench,
@@ -190,6 +197,7 @@ def _ready(
             criterion=task.config.criterion,
             objectives=task.config.objectives,
             results=_results(records),
+            insight=insight,
         ),
         notices=(*notices, *more),
         problem="; ".join(problems),
@@ -197,9 +205,18 @@ def _ready(
 
 
 def _statistics(
-    task: Task, adapter: AnyAdapter, model: Any, directory: RunDirectory, space: TuningSpace, log: Journal
+    task: Task,
+    adapter: AnyAdapter,
+    model: Any,
+    directory: RunDirectory,
+    space: TuningSpace,
+    log: Journal,
+    kept: list[Inputs],
 ) -> tuple[Any, Inputs, tuple[str, ...]]:
-    """Return calibration statistics, a batch of inputs for measuring, and notices. The data is read at most once."""
+    """Return calibration statistics, a batch of inputs for measuring, and notices. The data is read at most once.
+
+    The first `PROBE_SAMPLES` samples that pass by are put into `kept`, for the probes.
+    """
     config, names = task.config, space.capability.inputs
     loader = task.calibration
     if loader is None and config.approach in ("static", "auto"):
@@ -212,9 +229,51 @@ def _statistics(
         return stored, _cut(_first_inputs(source, names), config.performance.batch_size), ()
     task.reporter.on_event(events.StageStarted(stage="calibration"))
     stream = CalibrationStream(loader, config.sampling_size, names)
-    statistics = adapter.calibrate(model, stream, directory.statistics)
+    statistics = adapter.calibrate(model, _tee(stream, kept), directory.statistics)
     log.append("calibration", digest=stream.first_batch_digest, samples=stream.samples)
     return statistics, _cut(stream.first_inputs, config.performance.batch_size), tuple(stream.notices)
+
+
+def _tee(stream: CalibrationStream, kept: list[Inputs]) -> Iterator[Inputs]:
+    """Yield the batches of `stream`, keeping copies of the first ones."""
+    samples = 0
+    for batch in stream:
+        if samples < PROBE_SAMPLES:
+            kept.append(_cut(batch, PROBE_SAMPLES - samples))
+            samples += batch_length(batch)
+        yield batch
+
+
+def _wants(strategy: Strategy) -> frozenset[str]:
+    return frozenset(getattr(strategy, "wants", frozenset()))
+
+
+def _insight(
+    task: Task,
+    bench: Workbench,
+    space: TuningSpace,
+    wants: frozenset[str],
+    log: Journal,
+    records: list[dict[str, Any]],
+    kept: list[Inputs],
+) -> Insight:
+    """Return what the probes say; from the journal when an earlier run of this directory asked them."""
+    stored = [record for record in records if record["kind"] == "insight"]
+    if stored:
+        return from_jsonable(Insight, stored[-1]["insight"])
+    if not kept and task.calibration is not None:
+        # Resumed between calibration and probes: the first samples are looked at once more.
+        kept = list(_tee(CalibrationStream(task.calibration, PROBE_SAMPLES, space.capability.inputs), []))
+    task.reporter.on_event(events.StageStarted(stage="probes"))
+    insight = insights.gather(
+        bench,
+        space,
+        wants,
+        kept or [bench.sample],
+        lambda done, total: task.reporter.on_event(events.SamplesDone(stage="probes", trial=0, done=done, total=total)),
+    )
+    log.append("insight", insight=to_jsonable(insight))
+    return insight
 
 
 def _baseline(

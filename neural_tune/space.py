@@ -31,6 +31,8 @@ from neural_tune.values import (
     Role,
 )
 
+_NO_RECIPES: Mapping[str, object] = FrozenMap()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpecRestriction:
@@ -167,16 +169,22 @@ class TuningSpace:
         groups: The tunable groups, in execution order; each has at least one choice besides FLOAT.
         fixed: Op name -> reason, for quantizable ops that a user rule keeps in float.
         notices: Things the user should see, such as a type rule that matched nothing.
+        recipes: Recipes that the user switched on: every candidate of the space has them.
+        optional_recipes: Recipes on offer that the user said nothing about: a strategy may use them.
     """
 
     capability: Capability
     groups: tuple[OpGroup, ...]
     fixed: FrozenMap[str] = field(default_factory=FrozenMap)
     notices: tuple[str, ...] = ()
+    recipes: tuple[str, ...] = ()
+    optional_recipes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, capability: Capability, rules: Iterable[Rule] = ()) -> TuningSpace:
-        """Return the space of `capability` under `rules`.
+    def of(
+        cls, capability: Capability, rules: Iterable[Rule] = (), recipes: Mapping[str, object] = _NO_RECIPES
+    ) -> TuningSpace:
+        """Return the space of `capability` under `rules`, with the user's word on `recipes` (name -> on or off).
 
         Raises:
             ConfigError: an op-name rule matches no op, or a rule leaves an op (or a group) nothing but float without having
@@ -204,7 +212,19 @@ class TuningSpace:
         groups = _group(capability, kept, fixed, stuck, errors)
         if errors:
             raise ConfigError("\n".join(errors))
-        return cls(capability=capability, groups=groups, fixed=FrozenMap(fixed), notices=notices)
+        unknown = sorted(name for name, setting in recipes.items() if setting and name not in capability.recipes)
+        offered = ", ".join(capability.recipes) or "none"
+        return cls(
+            capability=capability,
+            groups=groups,
+            fixed=FrozenMap(fixed),
+            notices=(
+                *notices,
+                *(f"recipe {name!r} is not offered here (offered: {offered}); ignored" for name in unknown),
+            ),
+            recipes=tuple(name for name in capability.recipes if recipes.get(name)),
+            optional_recipes=tuple(name for name in capability.recipes if name not in recipes),
+        )
 
     @property
     def size(self) -> int:
@@ -227,7 +247,7 @@ class TuningSpace:
             KeyError: a name is no group of this space.
         """
         members = {group.name: group.ops for group in self.groups}
-        return Candidate.of({op: config for name, config in choices.items() for op in members[name]})
+        return Candidate.of({op: config for name, config in choices.items() for op in members[name]}, (), self.recipes)
 
     def with_choice(self, candidate: Candidate, group: OpGroup, config: OpConfig) -> Candidate:
         """Return `candidate` with the ops of one group set to `config`."""
@@ -238,9 +258,11 @@ class TuningSpace:
         return candidate.config_of(group.ops[0])
 
     def contains(self, candidate: Candidate) -> bool:
-        """Return whether every group has one of its choices and nothing else is quantized."""
+        """Return whether every group has one of its choices, nothing else is quantized, and the recipes are allowed."""
         known = set(self.op_names)
         if any(name not in known for name in candidate.ops):
+            return False
+        if not set(self.recipes) <= set(candidate.recipes) <= {*self.recipes, *self.optional_recipes}:
             return False
         return all(
             len({candidate.config_of(name) for name in group.ops}) == 1

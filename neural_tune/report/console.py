@@ -194,13 +194,17 @@ def console_on(stream: TextIO) -> Console:
     )
 
 
+def _value(item: tuple[str, float]) -> float:
+    return item[1]
+
+
 class _Bar:
     """Two lines at the bottom of a terminal: the search, and the pass that is running."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=16),
+            BarColumn(bar_width=10),
             TextColumn(
                 "{task.fields[text]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
             ),
@@ -229,7 +233,7 @@ class _Bar:
     def plan(self, expected: int, worst: int) -> None:
         """The search is about to begin: show how many trials there will be."""
         self._expected, self._worst = max(expected, 1), worst
-        self._search = self._progress.add_task("search", total=self._expected, text=f"trial 1 of {self._range(0)}")
+        self._search = self._progress.add_task("trials", total=self._expected, text=f"0 of {self._range(0)}")
 
     def trial(self, number: int) -> None:
         """A trial begins."""
@@ -252,16 +256,14 @@ class _Bar:
             return
         history = event.history
         done = len(history.results)
-        parts = [f"trial {done} of {self._range(done)}"]
-        best = history.best
-        if best is not None:
-            verdict = history.verdict(best)
-            worst = max(verdict.losses.items(), key=lambda item: item[1], default=None) if verdict else None
-            if worst:
-                parts.append(f"best loss {words.loss(*worst, history.criterion)}")
-            parts.append(words.gain(history.objectives, best.objectives, history.baseline.objectives))
+        parts = [f"{done} of {self._range(done)}"]
         if event.eta_seconds > 0:  # 0: more trials than expected were needed, and nobody knows how many more
             parts.append(f"ETA {words.duration(event.eta_seconds)}")
+        best = history.best
+        verdict = history.verdict(best) if best else None
+        if best and verdict and verdict.losses:
+            parts.append(f"best loss {words.loss(*max(verdict.losses.items(), key=_value), history.criterion)}")
+            parts.append(words.gain(history.objectives, best.objectives, history.baseline.objectives))
         total = max(self._expected, done)
         self._progress.update(self._search, completed=done, total=total, text=", ".join(filter(None, parts)))
 

@@ -237,7 +237,7 @@ def test_a_fault_below_the_smallest_job_is_named(text: str, expected: str, folde
     ("old", "new", "expected"),
     [
         ("path: net.onnx", "path: nett.onnx", "job.yaml:1: model.path: found 'nett.onnx', but there is no file"),
-        ("path: net.onnx", "path: net.onnx, pfad: x", "model.pfad: unknown key (did you mean 'path'?); expected one of path, factory"),
+        ("path: net.onnx", "path: net.onnx, pfad: x", "model.pfad: unknown key; expected one of path, factory"),
         ("path: net.onnx", "path: net.onnx, factory: 'json:loads'", "model: found both path and factory, expected one of them"),
         ("model: {path: net.onnx}", "model: {factory: 'nt_nowhere:f'}", "model.factory.callable: found 'nt_nowhere:f', but there is no module 'nt_nowhere'"),
         ("metric: {topk: 1}", "metric: {topk: 0}", "evaluation.accuracy.metric: "),

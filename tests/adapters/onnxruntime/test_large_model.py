@@ -11,14 +11,13 @@ import pytest
 
 pytest.importorskip("onnxruntime", reason='the adapter needs its framework: pip install "neural-tune[onnxruntime]"')
 
-import onnx
 import onnxruntime
 import psutil
 from onnx import TensorProto, helper
 
 from neural_tune.protocols import AdapterOptions
 from neural_tune.space import TuningSpace
-from neural_tune.values import FLOAT_CANDIDATE, Candidate
+from neural_tune.values import Candidate
 from neural_tune_onnxruntime import session
 from neural_tune_onnxruntime.adapter import OnnxRuntimeAdapter
 
@@ -112,31 +111,26 @@ def test_a_model_above_two_gigabytes_is_quantized_run_and_saved_and_no_protobuf_
     assert [name for name in space.op_names if name in anchors] == anchors
     statistics = adapter.calibrate(model, [x], spacious / "statistics")
 
-    assert error(adapter.run(adapter.build(model, FLOAT_CANDIDATE, None, 2), x)[0], expected) < 1e-5
-
+    # Every session of this size takes seconds to start, so each build proves two things.
     full = adapter.build(model, space.preferred(), statistics, 2)
     assert error(adapter.run(full, x)[0], expected) < 0.05
-    assert_reloads(adapter, full, x, spacious / "full")
+    del full
 
     last = anchors[-1]
     mixed = adapter.build(model, Candidate.of({last: space.preferred().config_of(last)}), statistics, 2)
-    artifact = assert_reloads(adapter, mixed, x, spacious / "mixed")
+    inside = adapter.run(mixed, x)[0]
+    assert error(inside, expected) < 0.02
+    promised = adapter.size(mixed)
+    artifact = adapter.save(mixed, spacious / "mixed")
+    del mixed
     assert artifact.stat().st_size < SMALL
-    assert sum(item.stat().st_size for item in artifact.parent.iterdir()) > PROTOBUF_LIMIT
-    # A bare protobuf of the small last layer alone would be 12 MB: nothing but graphs went through protobuf.
+    written = sum(item.stat().st_size for item in artifact.parent.iterdir())
+    assert written > PROTOBUF_LIMIT
+    assert written == pytest.approx(promised, rel=0.02)
+    # The small last layer alone would make a protobuf of 12 MB: nothing but graphs went through protobuf.
     assert max(len(item) for item in given if isinstance(item, bytes)) < SMALL
 
-
-def assert_reloads(adapter, built, x, folder):
-    """Save, load with onnxruntime alone, compare bit for bit; return the artifact."""
-    inside = adapter.run(built, x)[0]
-    assert built.proto.ByteSize() < SMALL
-    artifact = adapter.save(built, folder)
-    written = sum(item.stat().st_size for item in folder.iterdir())
-    assert written == pytest.approx(adapter.size(built), rel=0.02)
-    assert len(onnx.load(artifact, load_external_data=False).graph.node) == len(built.proto.graph.node)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 2
     plain = onnxruntime.InferenceSession(str(artifact), options, providers=["CPUExecutionProvider"])
     assert np.array_equal(plain.run(None, {"x": x})[0], inside)
-    return artifact
