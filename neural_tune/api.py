@@ -75,20 +75,25 @@ def fit(
     evaluator, loader = _evaluator(eval_func, eval_dataloader, eval_metric)
     if isinstance(evaluator, MetricEvaluator):
         config = _with_directions(config, evaluator.directions)
-    return tune(
-        Task(
-            model=model,
-            config=config,
-            evaluator=evaluator,
-            reporter=make_reporter(reporter) if reporter is None or isinstance(reporter, str) else reporter,
-            calibration=None if calib_dataloader is None else as_loader(calib_dataloader, once=True),
-            evaluation_loader=loader,
-            framework=framework,
-            job=job_name or getattr(conf, "model_name", ""),
-            resume=resume,
-            objective_functions=functions,
-        )
+    own = make_reporter(reporter) if reporter is None or isinstance(reporter, str) else None
+    shown: Any = own or reporter
+    task = Task(
+        model=model,
+        config=config,
+        evaluator=evaluator,
+        reporter=shown,
+        calibration=None if calib_dataloader is None else as_loader(calib_dataloader, once=True),
+        evaluation_loader=loader,
+        framework=framework,
+        job=job_name or getattr(conf, "model_name", ""),
+        resume=resume,
+        objective_functions=functions,
     )
+    try:
+        return tune(task)
+    finally:
+        if own is not None:  # a progress bar must not outlive what a user's function raised
+            own.close()
 
 
 def load(directory: str | os.PathLike[str], *, threads: int | None = None, framework: str | AnyAdapter = "") -> Any:

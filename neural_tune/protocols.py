@@ -216,10 +216,13 @@ class Strategy(Protocol):
     Attributes:
         name: The name under which it is registered.
         needs_exact_metrics: True when proposals depend on metric *values*; trials are then never cut short.
+        wants: Probes to run before the search, some of "divergence", "recipes" and "latency"; their findings come as
+            `history.insight`, in which what the adapter cannot do stays empty. `insight` may be None all the same.
     """
 
     name: str
     needs_exact_metrics: bool
+    wants: frozenset[str]
 
     def propose(self, space: TuningSpace, history: History) -> Proposal | None:
         """Return the next candidate with the reason for it; None when the search is over (or must wait for pending trials)."""

@@ -75,7 +75,7 @@ def to_recipe(candidate: Candidate, space: TuningSpace, header: Mapping[str, str
     used = dict.fromkeys(config for _, config in lines if not config.is_float)
     names = {config: f"p{number}" for number, config in enumerate(used, 1)} | {FLOAT: _FLOAT}
     text = ["# A recipe of neural_tune: edit it, and replay it without a search."]
-    text += [f"# {name}: {' '.join(value.split())}" for name, value in (header or {}).items()]
+    text += [f"# {_comment(name)}: {_comment(value)}" for name, value in (header or {}).items()]
     text += [f"version: {VERSION}"]
     text += ["precisions:" if used else "precisions: {}"]
     text += [f"  {names[config]}: {flow(to_jsonable(config))}  # {config.describe()}" for config in used]
@@ -132,6 +132,11 @@ def _most_common(configs: Iterable[OpConfig], preferred: OpConfig = FLOAT) -> Op
     counted = Counter(configs)
     most = max(counted.values(), default=0)
     return preferred if counted[preferred] == most else next(config for config in counted if counted[config] == most)
+
+
+def _comment(text: str) -> str:
+    """Return `text` on one line, without what YAML forbids even in a comment."""
+    return "".join(char if char.isprintable() else " " for char in " ".join(text.split()))
 
 
 def _escaped(name: str) -> str:

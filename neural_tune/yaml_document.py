@@ -101,8 +101,11 @@ def scalar(text: str) -> Any:
 
 def flow(value: Any) -> str:
     """Return plain data as YAML on one line."""
-    text: str = _library().safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
-    return text.removesuffix("...\n").strip()
+    options = {"default_flow_style": True, "width": float("inf")}
+    text: str = _library().safe_dump(value, allow_unicode=True, **options).removesuffix("...\n").strip()
+    if not text.isprintable():  # such as U+0085, which PyYAML writes as it is and reads as a blank
+        text = _library().safe_dump(value, allow_unicode=False, **options).removesuffix("...\n").strip()
+    return text
 
 
 def shown(path: Path) -> str:

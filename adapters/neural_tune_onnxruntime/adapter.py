@@ -18,7 +18,7 @@ from neural_tune.protocols import AdapterOptions, BuildReport, Inputs, Outputs
 from neural_tune.values import Candidate, Capability
 from neural_tune_onnxruntime import build as building
 from neural_tune_onnxruntime import calibrate as calibration
-from neural_tune_onnxruntime import capability, guard, model, plugin, save, session, statistics
+from neural_tune_onnxruntime import capability, guard, model, plugin, save, session, spool, statistics
 from neural_tune_onnxruntime.build import Built
 from neural_tune_onnxruntime.inputs import Feed, InputInfo, check_finite, to_feed
 from neural_tune_onnxruntime.model import OnnxModel
@@ -65,13 +65,17 @@ class OnnxRuntimeAdapter:
         """Read `batches` once and return the statistics of every tensor that a candidate may quantize."""
         # A model in which nothing can be quantized still gets its data checked, on its outputs.
         observed = model.observed_tensors() or model.float_outputs()
-        found = calibration.collect(model.session_for_outputs, observed, _feeds(batches, _inputs_of(model)))
+        recorder = spool.Recorder(directory)
+        feeds = recorder.passing(_feeds(batches, _inputs_of(model)))
+        found = calibration.collect(model.session_for_outputs, observed, feeds)
+        kept = recorder.close()
         statistics.save(found, directory, key=model.fingerprint())
-        return found
+        return replace(found, inputs=kept)
 
     def load_statistics(self, model: OnnxModel, directory: Path) -> Statistics | None:
         """Return what `calibrate` wrote below `directory` for this model; None if it is not there or incomplete."""
-        return statistics.load(directory, key=model.fingerprint())
+        found, kept = statistics.load(directory, key=model.fingerprint()), spool.load(directory)
+        return None if found is None or kept is None else replace(found, inputs=kept)
 
     def build(
         self, model: OnnxModel, candidate: Candidate, statistics: Statistics | None, threads: int | None

@@ -13,6 +13,7 @@ from neural_tune.values import Candidate, QuantSpec, TensorRange
 from neural_tune_onnxruntime import qparams, session
 from neural_tune_onnxruntime.inputs import InputInfo
 from neural_tune_onnxruntime.model import OnnxModel
+from neural_tune_onnxruntime.recipes import bias_correction, variants
 from neural_tune_onnxruntime.rewrite import outcomes, qdq, regions
 from neural_tune_onnxruntime.save import saved_size
 from neural_tune_onnxruntime.session import Session
@@ -51,7 +52,12 @@ def build(model: OnnxModel, candidate: Candidate, statistics: Statistics | None,
         AdapterError: there are no statistics for a tensor it needs, or the runtime refuses the graph.
         CapabilityError: the candidate asks for what the model or the runtime does not have.
     """
-    planned = regions.plan(model, candidate, _ranges_of(statistics))
+    if candidate.recipes and candidate.ops:
+        variant = variants.prepare(model, candidate.recipes, statistics)
+        model, statistics = variant.model, variant.statistics
+    planned = regions.plan(model, candidate, ranges_of(statistics))
+    if bias_correction.NAME in candidate.recipes and planned.configs and statistics is not None:
+        model = bias_correction.corrected(model, planned.configs, statistics)
     proto = qdq.write(model, planned) if planned.configs else model.proto
     started = start(proto, model, threads)
     return Built(
@@ -90,7 +96,7 @@ def restore(artifact: Path, threads: int | None) -> Built:
     )
 
 
-def _ranges_of(statistics: Statistics | None) -> regions.FindRange:
+def ranges_of(statistics: Statistics | None) -> regions.FindRange:
     def find(tensor: str, spec: QuantSpec, choice: TensorRange | None) -> qparams.Parameters:
         if statistics is None:
             message = f"tensor {tensor!r} is to be quantized statically, but there are no statistics: calibrate first"

@@ -25,7 +25,7 @@ Batch: TypeAlias = Mapping[str, Array]
 MakeSession: TypeAlias = Callable[[Sequence[str]], Session]
 Chunks: TypeAlias = tuple[tuple[str, ...], ...]
 
-MEMORY_BUDGET = 1 << 30
+MEMORY_BUDGET = 1 << 28
 _FLOAT_TYPES = ("tensor(float)", "tensor(float16)", "tensor(double)")
 # Activations are folded in pieces that stay in the processor's cache, so that no copy of a whole activation is made.
 _PIECE = 1 << 16
@@ -49,8 +49,9 @@ def collect(
         batches: Input name -> array; iterated once, nothing of a batch is kept.
         channel_tensors: Those of `tensors` that also get statistics per channel: along the last axis (inputs of MatMul and Gemm),
             or along the axis that a mapping gives.
-        memory_budget: Bytes of activations that one run may hand out. Beyond it a batch runs through several sessions, one
-            after the other (each is dropped before the next one starts, because it would keep its memory).
+        memory_budget: Bytes of activations that one run may hand out. Beyond it a batch is run in parts, or, where the model does not
+            treat samples independently, through several sessions for some of the tensors each, one after the other (each is
+            dropped before the next one starts, because it would keep its memory).
 
     Raises:
         DataError: no batch, a batch that does not fit the model, or one that makes an activation NaN or infinite.
@@ -86,9 +87,11 @@ def chunks_of(sizes: Mapping[str, int], budget: int) -> Chunks:
 
 
 class _Runner:
-    """Runs batches through as few sessions as the memory budget allows.
+    """Runs batches so that one run hands out no more activations than the budget allows.
 
-    Before the first batch, sizes are estimated from the shapes that the runtime knows; from then on they are measured.
+    Above the budget a batch is cut along its first axis, where the model treats samples independently (tried out, not assumed); else,
+    or if a single sample is too much, the tensors are cut into chunks, which costs a forward pass for each. Before the
+    first batch sizes are estimated from the shapes that the runtime knows; from then on they are measured.
     """
 
     def __init__(self, make_session: MakeSession, tensors: tuple[str, ...], budget: int) -> None:
@@ -98,48 +101,74 @@ class _Runner:
         self._sizes: dict[str, int] = {}
         self._whole: Session | None = None
         self._chunks: Chunks = ()
+        self._rows: int | None = None
+        self._is_divisible: bool | None = None
 
     def activations(self, batch: Batch, number: int) -> Iterator[tuple[str, Array]]:
-        """Yield every tensor's name and activation for one batch; each activation may be forgotten at once."""
+        """Yield names and activations for one batch, a tensor once per part of the batch; each may be forgotten at once."""
         if not self._chunks:
-            self._prepare(batch)
-        measured = dict(self._sizes)
-        for chunk in self._chunks:
-            session = self._whole or self._make_session(chunk)
-            activations = _run(session, batch, number)
-            del session
-            for name in reversed(chunk):  # popping from the end frees each one as soon as it is folded
-                activation = activations.pop()
-                measured[name] = max(measured.get(name, 0), activation.nbytes)
-                yield name, activation
-        if measured != self._sizes:
-            self._plan(measured)
+            self._prepare(batch, number)
+        found = dict.fromkeys(self._tensors, 0)
+        for part in _parts(batch, self._rows):
+            for chunk in self._chunks:
+                session = self._whole or self._make_session(chunk)
+                activations = _run(session, part, number)
+                del session
+                for name in reversed(chunk):  # popping from the end frees each one as soon as it is folded
+                    activation = activations.pop()
+                    found[name] += activation.nbytes
+                    yield name, activation
+                    del activation
+        largest = {name: max(size, self._sizes.get(name, 0)) for name, size in found.items()}
+        if largest != self._sizes:
+            self._sizes = largest
+            self._plan(largest, batch, number)
 
-    def _prepare(self, batch: Batch) -> None:
+    def _prepare(self, batch: Batch, number: int) -> None:
         session = self._make_session(self._tensors)
         _check_types(session)
         estimated = _estimated_sizes(session, batch)
+        if len(estimated) == len(self._tensors):
+            self._whole = session
+            del session
+            self._plan(estimated, batch, number)
+            return
         unknown = [name for name in self._tensors if name not in estimated]
         probes = (tuple(unknown[i : i + _PROBED_AT_ONCE]) for i in range(0, len(unknown), _PROBED_AT_ONCE))
         self._chunks = (*chunks_of(estimated, self._budget), *probes)
         if len(self._chunks) == 1:
             self._whole = session
 
-    def _plan(self, sizes: dict[str, int]) -> None:
-        """Cut the tensors anew by measured sizes."""
-        self._sizes = sizes
+    def _plan(self, sizes: Mapping[str, int], batch: Batch, number: int) -> None:
+        """Decide how a batch whose activations have these sizes is run."""
+        total, self._rows = sum(sizes.values()), None
+        if total > self._budget and self._divides(batch, number):
+            rows = _row_count(batch)
+            self._rows = max(1, self._budget * rows // total)
+            sizes = {name: math.ceil(size * self._rows / rows) for name, size in sizes.items()}
         chunks = chunks_of({name: sizes[name] for name in self._tensors}, self._budget)
-        if chunks == self._chunks:
-            return
-        self._chunks, self._whole = chunks, None
-        if len(chunks) == 1:
-            self._whole = self._make_session(self._tensors)
-        else:
+        if total > self._budget:
             _LOG.info(
-                "activations of %d bytes per batch exceed the budget: %d runs per batch",
-                sum(sizes.values()),
-                len(chunks),
+                "%d bytes of activations per batch: %s samples and %d runs at a time", total, self._rows, len(chunks)
             )
+        self._chunks = chunks
+        if len(chunks) > 1:
+            self._whole = None
+        elif self._whole is None:
+            self._whole = self._make_session(self._tensors)
+
+    def _divides(self, batch: Batch, number: int) -> bool:
+        """Return whether the model gives the same for a batch in two parts: its inputs say so, and the last tensor agrees."""
+        if self._is_divisible is None and _row_count(batch) > 1:
+            self._whole = None  # one session at a time
+            last = self._make_session(self._tensors[-1:])
+            firsts = {item.shape[0] if item.shape else None for item in last.get_inputs()}
+            self._is_divisible = False
+            if len(firsts) == 1 and isinstance(firsts.pop(), str):
+                whole = _run(last, batch, number)[0]
+                parts = [_run(last, part, number)[0] for part in _parts(batch, math.ceil(_row_count(batch) / 2))]
+                self._is_divisible = _agree(whole, parts)
+        return bool(self._is_divisible) and _row_count(batch) > 1
 
 
 class _Accumulator:
@@ -210,6 +239,30 @@ class _Accumulator:
             histogram=self._histogram,
             channels=channels,
         )
+
+
+def _row_count(batch: Batch) -> int:
+    """Return the common length of the first axis of all inputs; 1 where there is none."""
+    lengths = {np.shape(value)[0] if np.ndim(value) else 0 for value in batch.values()}
+    return lengths.pop() if len(lengths) == 1 else 1
+
+
+def _parts(batch: Batch, rows: int | None) -> Iterator[Batch]:
+    if rows is None or _row_count(batch) <= rows:
+        yield batch
+        return
+    for begin in range(0, _row_count(batch), rows):
+        yield {name: value[begin : begin + rows] for name, value in batch.items()}
+
+
+def _agree(whole: Array, parts: Sequence[Array]) -> bool:
+    """Return whether the parts are the whole, up to what another order of summation changes."""
+    if any(part.ndim == 0 or part.shape[1:] != whole.shape[1:] for part in parts):
+        return False
+    joined = np.concatenate(parts)
+    if joined.shape != whole.shape:
+        return False
+    return bool(np.abs(joined - whole).max(initial=0.0) <= 1e-3 * np.abs(whole).max(initial=0.0))
 
 
 def _run(session: Session, batch: Batch, number: int) -> list[Array]:

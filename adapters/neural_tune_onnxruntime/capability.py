@@ -22,6 +22,7 @@ from neural_tune.values import (
 from neural_tune_onnxruntime.kernels import Kernel
 from neural_tune_onnxruntime.model import OnnxModel
 from neural_tune_onnxruntime.processor import Processor
+from neural_tune_onnxruntime.recipes import variants
 
 # minmax keeps every value and is the best start on most convolutional nets; then by how much they clip.
 OBSERVERS = (Observer.MINMAX, Observer.PERCENTILE, Observer.KL, Observer.MSE)
@@ -52,6 +53,7 @@ def query(model: OnnxModel) -> Capability:
         instruction_set=model.processor.name,
         ops=ops,
         inputs=model.input_names,
+        recipes=variants.offered(model),
         notes=model.notes,
     )
 

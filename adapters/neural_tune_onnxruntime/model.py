@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -18,7 +20,20 @@ from neural_tune_onnxruntime.kernels import Kernel, kernel_of
 from neural_tune_onnxruntime.normalise import OPSET, normalise
 from neural_tune_onnxruntime.processor import Processor
 from neural_tune_onnxruntime.source import open_model
-from neural_tune_onnxruntime.weights import WeightStore
+from neural_tune_onnxruntime.weights import Operand, WeightStore
+
+
+@dataclass(slots=True, eq=False)
+class Variants:
+    """What recipes made of a model, remembered with it; made under the lock, read without.
+
+    Attributes:
+        made: Names of recipes -> what `recipes.prepare` returned.
+        lock: Held while something is made.
+    """
+
+    made: dict[tuple[str, ...], Any] = field(default_factory=dict)
+    lock: threading.RLock = field(default_factory=threading.RLock)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -34,6 +49,7 @@ class OnnxModel:
         processor: What decides the fast number formats.
         mark: A piece of text that no name of the graph holds; it sets off the names that candidates add.
         notes: Findings of normalisation.
+        variants: What recipes made of this model.
     """
 
     proto: onnx.ModelProto
@@ -44,6 +60,7 @@ class OnnxModel:
     processor: Processor
     mark: str
     notes: tuple[str, ...]
+    variants: Variants = field(default_factory=Variants)
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -82,17 +99,31 @@ class OnnxModel:
         names = (value.name for value in self.proto.graph.output)
         return tuple(name for name in names if self.graph.elem_types.get(name) == FLOAT32)
 
-    def session_for_outputs(self, tensors: Sequence[str], threads: int | None = None) -> session.Session:
+    def session_for_outputs(
+        self,
+        tensors: Sequence[str],
+        threads: int | None = None,
+        *,
+        nodes: Sequence[onnx.NodeProto] = (),
+        constants: Sequence[onnx.TensorProto] = (),
+    ) -> session.Session:
         """Return a session of the float graph whose outputs are exactly `tensors`, run node by node.
 
         Without optimization every tensor exists under its own name, with the very values that the runtime's own calibration sees.
+
+        Args:
+            tensors: Names of inputs, of node outputs, or of outputs of `nodes`.
+            threads: Threads of the runtime.
+            nodes: Nodes to append behind the graph, for a look at something that it does not compute itself.
+            constants: What these nodes read besides activations.
 
         Raises:
             AdapterError: a tensor is not in the graph.
         """
         graph = self.proto.graph
         known = {value.name: value for value in (*graph.input, *graph.value_info, *graph.output)}
-        made = {name for node in graph.node for name in node.output} | set(self.input_names)
+        every = (*graph.node, *nodes)
+        made = {name for node in every for name in node.output} | set(self.input_names)
         unknown = [name for name in tensors if name not in made]
         if unknown:
             message = f"found no tensor {unknown} in the graph; expected names of inputs or node outputs"
@@ -103,15 +134,16 @@ class OnnxModel:
         part.graph.input.extend(graph.input)
         part.graph.output.extend(known.get(name, onnx.ValueInfoProto(name=name)) for name in tensors)
         needed = set(tensors)
-        nodes = []
-        for node in reversed(graph.node):
+        kept = []
+        for node in reversed(every):
             if any(name in needed for name in node.output):
-                nodes.append(node)
+                kept.append(node)
                 needed.update(node.input)
                 needed.update(captured_names(node))
-        part.graph.node.extend(reversed(nodes))
+        part.graph.node.extend(reversed(kept))
         part.graph.value_info.extend(value for value in graph.value_info if value.name in needed - set(tensors))
         part.graph.initializer.extend(tensor for name, tensor in self.store.tensors.items() if name in needed)
+        part.graph.initializer.extend(constants)
         chosen = session.options(threads, optimize=False, folder=self.store.folder)
         return session.start(part.SerializeToString(), chosen)
 
@@ -134,12 +166,7 @@ def load(
     proto, notes = shapes.infer(whole, store.folder)
     graph = Graph.of(proto)
     kernels = {op.name: kernel_of(op, graph, draft.opset) for op in graph.ops}
-    weights = [
-        (op.inputs[kernel.weight], kernel.axis)
-        for op, kernel in zip(graph.ops, kernels.values(), strict=True)
-        if kernel.weight is not None
-    ]
-    store.operands = tuple(dict.fromkeys(weights))
+    store.operands = operands_of(graph, kernels)
     return OnnxModel(
         proto=proto,
         graph=graph,
@@ -150,6 +177,16 @@ def load(
         mark=_mark(proto),
         notes=(*draft.notes, *notes),
     )
+
+
+def operands_of(graph: Graph, kernels: Mapping[str, Kernel]) -> tuple[Operand, ...]:
+    """Return the constants that may be quantized, with their channel axes."""
+    weights = [
+        (op.inputs[kernel.weight], kernel.axis)
+        for op, kernel in zip(graph.ops, kernels.values(), strict=True)
+        if kernel.weight is not None
+    ]
+    return tuple(dict.fromkeys(weights))
 
 
 def _mark(proto: onnx.ModelProto) -> str:

@@ -24,6 +24,21 @@ logger = logging.getLogger(__name__)
 
 # QuantizeLinear and DequantizeLinear take an axis from 13 on: before it, nothing can be quantized per channel.
 OPSET = 13
+_RANK_OF_FIRST = frozenset(
+    (
+        "Relu",
+        "Clip",
+        "LeakyRelu",
+        "Sigmoid",
+        "HardSwish",
+        "BatchNormalization",
+        "MaxPool",
+        "AveragePool",
+        "Pad",
+        "Slice",
+    )
+)
+_RANK_OF_LARGEST = frozenset(("Add", "Mul"))
 
 
 def normalise(draft: Draft, outputs: tuple[str, ...] = ()) -> None:
@@ -44,6 +59,7 @@ def normalise(draft: Draft, outputs: tuple[str, ...] = ()) -> None:
     _drop_dead(draft)
     _fold_batch_norms(draft)
     _fold_gemm_factors(draft)
+    _pool_spatial_means(draft)
     _drop_dead(draft)
     _name_nodes(draft.model.graph)
     draft.model.ir_version = min(max(draft.model.ir_version, 7), newest_ir_version())
@@ -211,6 +227,63 @@ def _fold_gemm_factors(draft: Draft) -> None:
                 values = draft.array(name).astype(np.float64) * factor.f
                 node.input[position] = _add_folded(draft, name, values, attribute)
                 factor.f = 1.0
+
+
+def _pool_spatial_means(draft: Draft) -> None:
+    """Write a mean over all spatial axes as GlobalAveragePool, which has an integer kernel; ReduceMean has none.
+
+    The exporters of torch and Keras write ReduceMean. Measured on ResNet-20 with one image: 1.80 times faster than float
+    before, 1.97 after, and the float model is no slower.
+    """
+    nodes = list(draft.model.graph.node)
+    ranks = _ranks(draft)
+    flattened: list[tuple[int, onnx.NodeProto]] = []
+    for index, node in enumerate(nodes):
+        if node.op_type != "ReduceMean" or node.domain not in ("", "ai.onnx"):
+            continue
+        rank = ranks.get(node.input[0], 0)
+        if rank < 3 or {axis % rank for axis in _reduced_axes(draft, node, rank)} != set(range(2, rank)):
+            continue
+        keeps = next((item.i for item in node.attribute if item.name == "keepdims"), 1)
+        node.op_type = "GlobalAveragePool"
+        del node.attribute[:], node.input[1:]
+        if not keeps:
+            result, pooled = node.output[0], draft.fresh(f"{node.output[0]}_pooled")
+            node.output[0] = pooled
+            flattened.append((index, onnx.helper.make_node("Flatten", [pooled], [result], f"{node.name}_flatten")))
+    for index, node in reversed(flattened):
+        draft.model.graph.node.insert(index + 1, node)
+
+
+def _reduced_axes(draft: Draft, node: onnx.NodeProto, rank: int) -> list[int]:
+    """Return the axes of a ReduceMean; none where they are computed, or default to all."""
+    if len(node.input) > 1 and node.input[1] in draft.constant_names:
+        axes = [int(axis) for axis in draft.array(node.input[1]).reshape(-1)]
+    else:
+        axes = next((list(item.ints) for item in node.attribute if item.name == "axes"), [])
+    return axes if all(-rank <= axis < rank for axis in axes) else []
+
+
+def _ranks(draft: Draft) -> dict[str, int]:
+    """Return the number of axes of the tensors where that is beyond doubt, before any shape inference."""
+    graph = draft.model.graph
+    ranks = {name: len(draft.shape(name)) for name in draft.constant_names}
+    for value in (*graph.input, *graph.value_info):
+        if value.type.tensor_type.HasField("shape"):
+            ranks[value.name] = len(value.type.tensor_type.shape.dim)
+    for node in graph.node:
+        known = [ranks.get(name, 0) for name in node.input if name]
+        if node.op_type == "Conv":
+            found = known[1]
+        elif node.op_type in _RANK_OF_FIRST:
+            found = known[0]
+        elif node.op_type in _RANK_OF_LARGEST:
+            found = max(known) if all(known) else 0
+        else:
+            continue
+        if found:
+            ranks.setdefault(node.output[0], found)
+    return ranks
 
 
 def _drop_dead(draft: Draft) -> None:

@@ -1,23 +1,39 @@
 """Types and shapes of every tensor, from the first source that knows them.
 
 The runtime's fusions need `value_info` (dropping it changed the logits of a BERT), and so does the question whether a
-tensor is float at all. Cheap and safe sources come first: onnx, then symbolic inference, which knows the contrib ops but is the tool that
-users report most failures of, then the runtime itself.
+tensor is float at all. Cheap and safe sources come first: onnx, then the runtime itself, which knows its contrib ops, then symbolic
+inference, the tool that users report most failures of.
 """
 
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx
-from onnx import shape_inference
+from onnx import helper, shape_inference
 
 from neural_tune_onnxruntime import session
 
 logger = logging.getLogger(__name__)
+
+_ELEM_TYPES = {
+    "tensor(float)": onnx.TensorProto.FLOAT,
+    "tensor(double)": onnx.TensorProto.DOUBLE,
+    "tensor(float16)": onnx.TensorProto.FLOAT16,
+    "tensor(bfloat16)": onnx.TensorProto.BFLOAT16,
+    "tensor(bool)": onnx.TensorProto.BOOL,
+    "tensor(string)": onnx.TensorProto.STRING,
+    "tensor(int8)": onnx.TensorProto.INT8,
+    "tensor(int16)": onnx.TensorProto.INT16,
+    "tensor(int32)": onnx.TensorProto.INT32,
+    "tensor(int64)": onnx.TensorProto.INT64,
+    "tensor(uint8)": onnx.TensorProto.UINT8,
+    "tensor(uint16)": onnx.TensorProto.UINT16,
+    "tensor(uint32)": onnx.TensorProto.UINT32,
+    "tensor(uint64)": onnx.TensorProto.UINT64,
+}
 
 
 def infer(model: onnx.ModelProto, folder: Path) -> tuple[onnx.ModelProto, tuple[str, ...]]:
@@ -31,8 +47,8 @@ def infer(model: onnx.ModelProto, folder: Path) -> tuple[onnx.ModelProto, tuple[
     result.CopyFrom(model)
     steps: Sequence[tuple[str, Callable[[onnx.ModelProto, Path], onnx.ModelProto]]] = (
         ("onnx", _by_onnx),
-        ("symbolic", _by_symbols),
         ("runtime", _by_runtime),
+        ("symbolic", _by_symbols),
     )
     failures: list[str] = []
     for name, step in steps:
@@ -70,11 +86,12 @@ def _merge(model: onnx.ModelProto, other: onnx.ModelProto) -> None:
     made = {name for node in graph.node for name in node.output} - {value.name for value in graph.output}
     ours = {value.name: value for value in graph.value_info}
     for value in other.graph.value_info:
-        if value.name in made and _is_known(value):
-            if value.name not in ours:
-                graph.value_info.append(value)
-            elif not _is_known(ours[value.name]):
-                ours[value.name].CopyFrom(value)
+        if value.name not in made:
+            continue
+        if value.name not in ours:
+            graph.value_info.append(value)
+        elif not _is_known(ours[value.name]):
+            ours[value.name].CopyFrom(value)
     results = {value.name: value for value in other.graph.output}
     for value in graph.output:
         if not _is_known(value) and value.name in results and _is_known(results[value.name]):
@@ -97,13 +114,21 @@ def _by_symbols(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
 
 
 def _by_runtime(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
-    """Let the runtime resolve the graph and write it out again, node by node as it is, with the types it found."""
-    with tempfile.TemporaryDirectory(prefix="neural_tune-shapes-") as scratch:
-        path = Path(scratch) / "resolved.onnx"
-        chosen = session.options(1, optimize=False, folder=folder)
-        chosen.optimized_model_filepath = str(path)
-        # Without this, weights above 2 GB would not fit into the message.
-        chosen.add_session_config_entry("session.optimized_model_external_initializers_file_name", "resolved.bin")
-        chosen.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-        session.start(model.SerializeToString(), chosen)
-        return onnx.load(str(path), load_external_data=False)
+    """Ask the runtime for the tensors that nobody knew, as outputs; it tells their types without running anything.
+
+    (The graph that it writes out, optimized or not, holds no `value_info`.)
+    """
+    asked = onnx.ModelProto()
+    asked.CopyFrom(model)
+    results = {value.name for value in model.graph.output}
+    asked.graph.output.extend(onnx.ValueInfoProto(name=name) for name in _unknown(model) if name not in results)
+    started = session.start(asked.SerializeToString(), session.options(1, optimize=False, folder=folder))
+    found = onnx.ModelProto()
+    for value in started.get_outputs():
+        kind = _ELEM_TYPES.get(value.type)
+        if kind is not None:
+            # No dimensions can mean a scalar or an unknown rank here: only the type is sure.
+            shape = value.shape or None
+            target = found.graph.output if value.name in results else found.graph.value_info
+            target.append(helper.make_tensor_value_info(value.name, kind, shape))
+    return found

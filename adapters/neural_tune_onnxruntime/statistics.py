@@ -20,6 +20,7 @@ from neural_tune.errors import AdapterError
 from neural_tune.values import Observer
 from neural_tune_onnxruntime import observers
 from neural_tune_onnxruntime.histogram import Histogram
+from neural_tune_onnxruntime.spool import Spool
 
 _LOG = logging.getLogger(__name__)
 
@@ -75,10 +76,12 @@ class Statistics:
     Attributes:
         tensors: Tensor name -> what was seen of it. Not to be changed.
         batches: Number of batches that were read.
+        inputs: These batches (or the first of them) on disk, for recipes; None where they were not kept.
     """
 
     tensors: Mapping[str, TensorStatistics]
     batches: int = 0
+    inputs: Spool | None = None
     _ranges: dict[_RangeKey, tuple[float, float]] = field(default_factory=dict, init=False, repr=False)
 
     def of(self, tensor: str) -> TensorStatistics:

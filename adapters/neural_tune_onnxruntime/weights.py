@@ -25,7 +25,7 @@ from onnx import external_data_helper, helper
 
 from neural_tune.values import DType, Granularity, QuantSpec
 from neural_tune_onnxruntime import qparams
-from neural_tune_onnxruntime.source import Draft
+from neural_tune_onnxruntime.source import INLINE_BYTES, Draft
 
 FLOAT_FILE = "float.bin"
 _ALIGNMENT = 64
@@ -76,11 +76,15 @@ class WeightStore:
         folder: Where the files lie.
         tensors: Every initializer of the float model, small ones with their values, large ones pointing into `FLOAT_FILE`.
         operands: What may be quantized: all of it is, when the first candidate asks for a form.
+        prefix: Begins the names of the files that this store writes.
+        parent: The store whose folder this one shares and keeps alive; None for the one that owns it.
     """
 
     folder: Path
     tensors: Mapping[str, onnx.TensorProto]
     operands: tuple[Operand, ...] = ()
+    prefix: str = ""
+    parent: WeightStore | None = None
     _forms: dict[_Form, dict[Operand, Quantized]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -99,6 +103,31 @@ class WeightStore:
         weakref.finalize(store, _remove, folder, os.getpid())
         return store
 
+    def derived(self, changes: Mapping[str, NDArray[Any]], label: str) -> WeightStore:
+        """Return a store with some initializers replaced or added, in the same folder; this one stays as it is.
+
+        Args:
+            changes: Name -> values. Large ones go to a file of their own.
+            label: Begins the names of the new store's files; no other store of the folder may have it.
+        """
+        tensors = dict(self.tensors)
+        location = f"{label}.{FLOAT_FILE}"
+        with (self.folder / location).open("wb") as file:
+            for name, values in changes.items():
+                if values.nbytes > INLINE_BYTES:
+                    tensors[name] = _write_tensor(file, name, values, location)
+                else:
+                    tensors[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(values), name)
+        return WeightStore(self.folder, tensors, self.operands, f"{label}.", self)
+
+    def corrected(self, changes: Mapping[str, NDArray[Any]]) -> WeightStore:
+        """Return a store with some constants replaced that are no operands, inside the graph; the quantized forms are shared."""
+        tensors = {
+            **self.tensors,
+            **{name: onnx.numpy_helper.from_array(np.ascontiguousarray(v), name) for name, v in changes.items()},
+        }
+        return WeightStore(self.folder, tensors, self.operands, self.prefix, self, self._forms, self._lock)
+
     def array(self, name: str) -> NDArray[Any]:
         """Return the float values of an initializer, mapped or inline."""
         return read(self.tensors[name], self.folder)
@@ -112,6 +141,15 @@ class WeightStore:
             if form not in self._forms:
                 self._forms[form] = self._write(form, spec)
             return self._forms[form][name, axis if per_channel else None]
+
+    def dequantized(self, operand: Operand, spec: QuantSpec) -> NDArray[np.float64]:
+        """Return the real values of a weight in the form that `spec` names."""
+        found = self.quantized(operand, spec)
+        shape = [1] * len(found.tensor.dims)
+        if found.axis is not None:
+            shape[found.axis] = -1
+        codes = read(found.tensor, self.folder).astype(np.float64) - found.zero.astype(np.float64).reshape(shape)
+        return np.asarray(codes * found.scale.astype(np.float64).reshape(shape), np.float64)
 
     def requantized(self, operand: Operand, spec: QuantSpec, found: Quantized, scale: qparams.Floats) -> Quantized:
         """Return `found` with other scales and its codes inside the graph: the rare weight whose bias would overflow."""
@@ -134,7 +172,8 @@ class WeightStore:
 
     def _write(self, form: _Form, spec: QuantSpec) -> dict[Operand, Quantized]:
         wanted = dict.fromkeys((name, axis if form.per_channel else None) for name, axis in self.operands)
-        path = self.folder / form.file
+        location = f"{self.prefix}{form.file}"
+        path = self.folder / location
         written: dict[Operand, Quantized] = {}
         # A forked sibling may write the same form: each writes a file of its own, and the last rename wins with equal bytes.
         draft = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
@@ -145,7 +184,7 @@ class WeightStore:
                 values = self.array(name)
                 scale, zero = qparams.weight_parameters(values, axis, spec)
                 codes = qparams.quantize(values, scale, zero, axis, spec.dtype)
-                tensor = _write_tensor(file, f"{name}__{form.file[:-4]}_{number}", codes, form.file)
+                tensor = _write_tensor(file, f"{name}__{form.file[:-4]}_{number}", codes, location)
                 written[name, axis] = Quantized(tensor, scale, zero, axis, spec.dtype)
         draft.replace(path)
         return written

@@ -5,14 +5,25 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from neural_tune.errors import ConfigError
-from neural_tune.protocols import Reporter
 
 REPORTERS = ("console", "json", "quiet")
 
 
-def make_reporter(name: str | None = None) -> Reporter:
-    """Return the reporter of that name; None takes "console".
+class ClosableReporter(Protocol):
+    """A reporter that may hold the terminal until it is closed."""
+
+    def on_event(self, event: object) -> None:
+        """Take note of `event`."""
+
+    def close(self) -> None:
+        """Give the terminal back. May be called at any time, more than once."""
+
+
+def make_reporter(name: str | None = None) -> ClosableReporter:
+    """Return the reporter of that name; None takes "console". Whoever makes it closes it.
 
     Raises:
         ConfigError: there is no such reporter.

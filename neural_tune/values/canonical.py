@@ -72,7 +72,8 @@ def from_jsonable(kind: type[T], data: object, path: str = "$") -> T:
 
 def _is_default(field: dataclasses.Field[Any], value: object) -> bool:
     if field.default is not dataclasses.MISSING:
-        return bool(value == field.default) and type(value) is type(field.default)
+        # Identity first: a default of NaN is not equal to itself.
+        return value is field.default or (bool(value == field.default) and type(value) is type(field.default))
     if field.default_factory is not dataclasses.MISSING:
         return bool(value == field.default_factory())
     return False

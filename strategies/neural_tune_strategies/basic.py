@@ -38,6 +38,7 @@ class Basic:
 
     name = "basic"
     needs_exact_metrics = True
+    wants: frozenset[str] = frozenset()
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed

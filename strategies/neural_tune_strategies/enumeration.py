@@ -21,6 +21,7 @@ class Enumeration:
         self.size = prod(len(group.choices) for group in space.groups) - 1
         self._places = [{config: place for place, config in enumerate(group.choices)} for group in space.groups]
         self._tunable = frozenset(space.op_names)
+        self._recipes = tuple(sorted(space.recipes))
         self._numbers: dict[Candidate, int | None] = {}
 
     def candidate(self, number: int) -> Candidate:
@@ -45,7 +46,10 @@ class Enumeration:
 
     def _count(self, candidate: Candidate) -> int | None:
         foreign = (
-            candidate.is_float or candidate.ranges or candidate.recipes or not self._tunable.issuperset(candidate.ops)
+            candidate.is_float
+            or candidate.ranges
+            or candidate.recipes != self._recipes
+            or not self._tunable.issuperset(candidate.ops)
         )
         if foreign:
             return None

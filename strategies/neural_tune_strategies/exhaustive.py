@@ -21,6 +21,7 @@ class Exhaustive:
 
     name = "exhaustive"
     needs_exact_metrics = False
+    wants: frozenset[str] = frozenset()
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed

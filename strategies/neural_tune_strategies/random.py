@@ -48,6 +48,7 @@ class Random:
 
     name = "random"
     needs_exact_metrics = False
+    wants: frozenset[str] = frozenset()
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed

@@ -23,6 +23,8 @@ from neural_tune.values import (
     FrozenMap,
     Granularity,
     History,
+    Insight,
+    LatencyProfile,
     Mode,
     Objective,
     Objectives,
@@ -129,7 +131,27 @@ ops = st.builds(
     outputs=tuples(names),
     parameters=counts,
 )
+profiles = st.builds(
+    LatencyProfile,
+    float_ms=frozen(numbers),
+    int8_ms=frozen(numbers),
+    border_ms=frozen(numbers),
+    batch_size=counts,
+    threads=counts,
+)
+insights = st.builds(
+    Insight,
+    divergence=frozen(numbers),
+    full=numbers | st.just(math.nan),
+    recipes=tuples(names),
+    divergence_with_recipes=frozen(numbers),
+    latency=st.none() | profiles,
+    samples=counts,
+    forwards=counts,
+)
 VALUES = {
+    LatencyProfile: profiles,
+    Insight: insights,
     QuantSpec: specs(),
     OpConfig: configs,
     TensorRange: ranges,
@@ -154,7 +176,12 @@ VALUES = {
     TrialResult: results,
     Baseline: baselines,
     History: st.builds(
-        History, baseline=baselines, criterion=criteria, results=tuples(results), pending=tuples(trials)
+        History,
+        baseline=baselines,
+        criterion=criteria,
+        results=tuples(results),
+        pending=tuples(trials),
+        insight=st.none() | insights,
     ),
     OpCapability: ops,
     Capability: st.builds(

@@ -364,6 +364,28 @@ def test_a_real_run_reports_through_a_pipe(task: ToyTask, tmp_path: Path, monkey
     assert text.index("space:") < text.index("float:") < text.index("trial 1:") < text.index("model: ")
 
 
+def test_the_bar_does_not_outlive_what_a_users_function_raises(
+    task: ToyTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def breaks(model: Any) -> float:
+        calls.append(model)
+        if len(calls) > 1:
+            raise ZeroDivisionError("mine")
+        return task.accuracy(model)
+
+    out = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(plugins, "adapters", lambda: {"toy": TOY_PLUGIN})
+    monkeypatch.setattr("sys.stdout", out)
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        fit(task.model, PostTrainingQuantConfig(workspace=str(tmp_path)), task.batches(), breaks)
+    assert out.getvalue().count("\x1b[?25l") == out.getvalue().count("\x1b[?25h") > 0  # cursor hidden and shown again
+    _wait_for(lambda: not _drawing())
+    assert not _drawing()
+
+
 def test_make_reporter_refuses_what_it_does_not_know() -> None:
     with pytest.raises(ConfigError, match="found 'loud', expected one of console, json, quiet"):
         make_reporter("loud")
@@ -403,6 +425,11 @@ def test_sizes_read_well(count: float, text: str) -> None:
 )
 def test_metrics_read_well(value: float, text: str) -> None:
     assert words.metric(value) == text
+
+
+def _drawing() -> list[threading.Thread]:
+    """Return the threads that still draw a bar."""
+    return [thread for thread in threading.enumerate() if type(thread).__module__.startswith("rich.")]
 
 
 def _wait_for(condition: Any, seconds: float = 5.0) -> None:

@@ -111,6 +111,17 @@ def test_a_recipe_has_no_more_rules_than_default_types_and_exceptions(drawn: tup
     assert len(rules) <= 1 + len(kinds) + len(space.op_names) // 2
 
 
+@pytest.mark.parametrize(
+    "name", ["\x85", "a\u2028b", "\x00", "größe", "a\r\nb", " ", "~", "null", "3", "a: b #c", "\ufeff"]
+)
+def test_a_nasty_name_comes_back_and_keeps_its_line(name: str) -> None:
+    space = space_of([(name, "Conv", ""), ("x", "Conv", ""), ("y", "Conv", "")])
+    candidate = Candidate.of({"x": FULL, "y": FULL})
+    text = recipe.to_recipe(candidate, space, {"note\x00": "\x00\x85 odd"})
+    assert recipe.from_recipe(text, space) == candidate
+    assert all(line.isprintable() for line in text.split("\n"))
+
+
 def test_full_int8_with_one_float_op_takes_three_rules_and_reads_well() -> None:
     candidate = NET.preferred().with_ops({"layer1.conv": FLOAT})
     text = recipe.to_recipe(candidate, NET, {"neural_tune": "0.1.0", "model": "abc"})

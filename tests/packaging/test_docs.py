@@ -25,6 +25,10 @@ _SPEC.loader.exec_module(run_page)
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 
 
+def has_examples(page: Path) -> bool:
+    return any(block.mark == "run" for block in run_page.blocks(page.read_text(encoding="utf-8")))
+
+
 def headings(text: str) -> set[str]:
     """Return the anchors of a page, made as GitHub makes them."""
     titles = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
@@ -74,12 +78,10 @@ def clone(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@every_page
+@pytest.mark.parametrize("page", [page for page in PAGES if has_examples(page)], ids=lambda path: path.name)
 @pytest.mark.slow
 def test_examples_of_the_page_run(page: Path, clone: Path) -> None:
     pytest.importorskip("onnxruntime", reason='the examples need: pip install "neural-tune[onnxruntime]"')
-    if not any(block.mark == "run" for block in run_page.blocks(page.read_text(encoding="utf-8"))):
-        pytest.skip("the page has no example to run")
     copy = clone / page.name
     shutil.copyfile(page, copy)
     environment = {

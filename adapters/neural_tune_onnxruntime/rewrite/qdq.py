@@ -18,6 +18,7 @@ from neural_tune_onnxruntime.rewrite.regions import Coded, Regions
 from neural_tune_onnxruntime.weights import Quantized, onnx_type
 
 _PRODUCER = "neural_tune"
+_QUANTIZED_UNASKED = ("Conv", "ConvTranspose", "Gemm")
 
 
 def write(model: OnnxModel, regions: Regions) -> onnx.ModelProto:
@@ -28,6 +29,21 @@ def write(model: OnnxModel, regions: Regions) -> onnx.ModelProto:
     for op in model.graph.ops:
         writer.visit(op)
     return writer.finish()
+
+
+def write_op(model: OnnxModel, regions: Regions, op: Op) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto], str]:
+    """Return one op as `write` writes it, with the conversions of its inputs in front, apart from the rest of the graph.
+
+    Returns:
+        The nodes, the initializers they bring along, and the name of what readers of the op see. A name may be written twice
+        (a graph output that carries codes): the last one counts.
+    """
+    writer = _Writer(model, regions)
+    for tensor in dict.fromkeys(op.inputs):
+        if tensor in regions.coded and regions.coded[tensor].is_read_by(op):
+            writer.convert(tensor)
+    writer.visit(op)
+    return writer.nodes, list(writer.tensors.values()), writer.seen_behind(op)
 
 
 @dataclass(slots=True)
@@ -63,6 +79,16 @@ class _Writer:
         if coded is not None:
             self._pair(self._written_name(tensor), self._coded_name(coded), coded, tensor)
 
+    def convert(self, tensor: str) -> None:
+        """Append Q and DQ behind a tensor of which only the float values are there."""
+        coded = self.regions.coded[tensor]
+        self._pair(tensor, self._coded_name(coded), coded, tensor)
+
+    def seen_behind(self, op: Op) -> str:
+        """Return the name of what readers of the output of `op` (behind a folded Relu) see."""
+        tail = self.regions.tails.get(op.name)
+        return op.outputs[0] if tail is None else self._coded_name(self.regions.coded[tail])
+
     def finish(self) -> onnx.ModelProto:
         """Return the model: only nodes, initializers and value_info that are still in use."""
         source = self.model.proto
@@ -88,7 +114,47 @@ class _Writer:
 
     def _read(self, op: Op, tensor: str) -> str:
         coded = self.regions.coded.get(tensor)
-        return self._coded_name(coded) if coded is not None and coded.is_read_by(op) else tensor
+        if coded is None or not coded.is_read_by(op):
+            return tensor
+        channels = self._channels_to_shield(op) if tensor == op.inputs[0] else 0
+        return self._dequantize_per_channel(coded, tensor, channels) if channels else self._coded_name(coded)
+
+    def _channels_to_shield(self, op: Op) -> int:
+        """Return the input channels of a float op that the runtime would quantize against the candidate's will; else 0.
+
+        onnxruntime 1.21 and newer give a float Conv or Gemm between DequantizeLinear and QuantizeLinear int8 weights of their own, per_tensor
+        (its WeightBiasQuantization pass), so an op that fell back to float loses more accuracy than it did before: t20 with every other
+        op in float was off by 0.28 instead of 0.10. The pass looks for a single scale: the same scale per channel keeps it away.
+        """
+        if op.name in self.regions.configs or op.type not in _QUANTIZED_UNASKED or not self.model.takes_axis:
+            return 0
+        weight = self.model.graph.constants.get(op.input(1))
+        if weight is None or len(weight.shape) < 2 or not self._leads_to_codes(op):
+            return 0
+        if op.type == "Conv":
+            return weight.shape[1] * int(op.attribute("group", 1))
+        return weight.shape[1 if op.type == "Gemm" and op.attribute("transB", 0) else 0]
+
+    def _leads_to_codes(self, op: Op) -> bool:
+        """Return whether a QuantizeLinear follows, directly or behind a Relu or Clip."""
+        follower: Op | None = op
+        while follower is not None and (follower is op or follower.type in ("Relu", "Clip")):
+            result = follower.outputs[0]
+            if result in self.regions.coded:
+                return True
+            follower = self.model.graph.sole_consumer(result)
+        return False
+
+    def _dequantize_per_channel(self, coded: Coded, tensor: str, channels: int) -> str:
+        stem = f"{coded.source}{self._mark}channels{channels}"
+        self._constant(f"{stem}_scale", onnx.TensorProto.FLOAT, np.full(channels, coded.parameters.scale, np.float32))
+        zeros = np.full(channels, coded.parameters.zero, qparams.storage(coded.parameters.dtype))
+        self._constant(f"{stem}_zero", onnx_type(coded.parameters.dtype), zeros)
+        target = f"{tensor}{self._mark}dq{channels}"
+        if all(target not in node.output for node in self.nodes):
+            inputs = [f"{tensor}{self._mark}q", f"{stem}_scale", f"{stem}_zero"]
+            self.nodes.append(helper.make_node("DequantizeLinear", inputs, [target], f"{target}_node", axis=1))
+        return target
 
     def _coded_name(self, coded: Coded) -> str:
         """Return the name of the dequantized tensor: the tensor's own where that name must survive, and all see codes."""

@@ -22,6 +22,7 @@ from neural_tune_onnxruntime.graph import Graph, Op
 from neural_tune_onnxruntime.kernels import Kernel
 from neural_tune_onnxruntime.model import OnnxModel
 from neural_tune_onnxruntime.qparams import Parameters
+from neural_tune_onnxruntime.recipes import variants
 
 # Returns the parameters of a tensor from its statistics, for a spec and the candidate's own choice for that tensor.
 FindRange: TypeAlias = Callable[[str, QuantSpec, TensorRange | None], Parameters]
@@ -89,9 +90,7 @@ def plan(model: OnnxModel, candidate: Candidate, find_range: FindRange) -> Regio
 
 
 def _check(model: OnnxModel, candidate: Candidate) -> None:
-    if candidate.recipes:
-        message = f"recipes: found {list(candidate.recipes)}, the ONNX Runtime adapter offers none"
-        raise CapabilityError(message)
+    variants.check(candidate.recipes, model)
     for name, config in candidate.ops.items():
         if name not in model.kernels:
             message = f"the candidate names op {name!r}, which the model does not have"

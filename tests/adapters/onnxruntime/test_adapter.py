@@ -183,7 +183,9 @@ def test_inputs_are_taken_in_every_form(two_inputs, inputs):
     ("inputs", "words"),
     [
         pytest.param(X, "found 1 inputs, expected 2", id="one of two"),
-        pytest.param({"x": X, "tokens": IDS}, r"found inputs \['tokens', 'x'\], expected the names \['ids', 'x'\]", id="name"),
+        pytest.param(
+            {"x": X, "tokens": IDS}, r"found inputs \['tokens', 'x'\], expected the names \['ids', 'x'\]", id="name"
+        ),
         pytest.param((X[:, :3], IDS), r"input 'x': found shape \(2, 3\), expected \(n, 4\)", id="shape"),
         pytest.param((X[0], IDS), r"input 'x': found shape \(4,\)", id="rank"),
         pytest.param((X, X), "input 'ids': found float32, expected int64", id="float for ids"),
@@ -210,7 +212,7 @@ def test_calibration_refuses_values_that_are_not_finite(bad, tmp_path):
     hold = ADAPTER.load(graphs.perceptron(), AdapterOptions())
     x = np.ones((2, 20), np.float32)
     x[1, 3] = bad
-    with pytest.raises(DataError, match="batch 2.*'x'.*1 values"):
+    with pytest.raises(DataError, match=r"batch 2.*'x'.*1 values"):
         ADAPTER.calibrate(hold, [np.ones((2, 20), np.float32), x], tmp_path)
 
 

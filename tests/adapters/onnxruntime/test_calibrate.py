@@ -18,8 +18,8 @@ TENSORS = ("conv", "relu", "flat", "product", "log")
 FLOAT = TensorProto.FLOAT
 
 
-def graph(outputs, *, with_shapes=True):
-    """conv -> relu -> flatten -> matmul, and a log that overflows where the product is not positive."""
+def graph(outputs, *, with_shapes=True, mixed=False):
+    """conv -> relu -> flatten -> matmul, and a log that overflows where the product is not positive; `mixed`: over the batch."""
     rng = np.random.default_rng(0)
     weights = {
         "w": rng.normal(size=(6, 3, 3, 3)).astype(np.float32),
@@ -30,7 +30,10 @@ def graph(outputs, *, with_shapes=True):
         helper.make_node("Relu", ["conv"], ["relu"]),
         helper.make_node("Flatten", ["relu"], ["flat"]),
         helper.make_node("MatMul", ["flat", "m"], ["product"]),
-        helper.make_node("Abs", ["product"], ["abs"]),
+        helper.make_node("Sigmoid", ["product"], ["squashed"]),
+        helper.make_node("Softmax", ["squashed"], ["abs"], axis=0)
+        if mixed
+        else helper.make_node("Abs", ["product"], ["abs"]),
         helper.make_node("Log", ["abs"], ["log"]),
         helper.make_node("ArgMax", ["product"], ["best"], axis=1),
         helper.make_node("Cast", ["conv"], ["half"], to=TensorProto.FLOAT16),
@@ -51,27 +54,29 @@ def graph(outputs, *, with_shapes=True):
 class Sessions:
     """Makes sessions and remembers which outputs were asked for."""
 
-    def __init__(self, *, with_shapes=True):
+    def __init__(self, **options):
         self.asked = []
         self.runs = []
-        self._with_shapes = with_shapes
+        self.rows = []
+        self._options = options
 
     def __call__(self, names):
         self.asked.append(tuple(names))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        model = graph(names, with_shapes=self._with_shapes).SerializeToString()
+        model = graph(names, **self._options).SerializeToString()
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        return _Recorded(session, tuple(names), self.runs)
+        return _Recorded(session, tuple(names), self)
 
 
 class _Recorded:
-    def __init__(self, session, names, runs):
-        self._session, self._names, self._runs = session, names, runs
+    def __init__(self, session, names, record):
+        self._session, self._names, self._record = session, names, record
         self.get_inputs, self.get_outputs = session.get_inputs, session.get_outputs
 
     def run(self, names, feeds):
-        self._runs.append(self._names)
+        self._record.runs.append(self._names)
+        self._record.rows.append(len(feeds["x"]) if "x" in feeds else 0)
         return self._session.run(names, feeds)
 
 
@@ -147,17 +152,53 @@ def test_the_order_of_the_batches_changes_no_range():
     assert same(collect(Sessions(), TENSORS, BATCHES), collect(Sessions(), TENSORS, BATCHES[::-1]))
 
 
-def test_a_small_budget_takes_several_runs_and_gives_the_same_statistics():
-    whole = collect(Sessions(), TENSORS, BATCHES[::-1], channel_tensors=["flat"])
+LARGE = 6 * 6 * 6 * 4  # bytes per sample of each of conv, relu and flat
+
+
+def test_above_the_budget_a_batch_is_run_in_parts_with_the_same_statistics():
+    whole = collect(Sessions(), TENSORS, BATCHES, channel_tensors=["flat"])
     sessions = Sessions()
-    budget = 2 * 7 * 6 * 6 * 6 * 4  # two of the three large activations of the largest batch
-    parts = collect(sessions, TENSORS, BATCHES[::-1], channel_tensors=["flat"], memory_budget=budget)
-    assert same(whole, parts)
-    assert sessions.runs == [("conv", "relu"), ("flat", "product", "log")] * len(BATCHES)
+    parts = collect(sessions, TENSORS, BATCHES, channel_tensors=["flat"], memory_budget=3 * 3 * LARGE)
+    assert close(whole, parts)
+    assert sessions.asked == [TENSORS, ("log",), TENSORS]
+    assert sessions.runs == [("log",)] * 3 + [TENSORS] * 9
+    assert sessions.rows == [4, 2, 2, *[2, 2], *[2, 2], 2, *[2, 2, 2, 1]]
     first, second = (item.of("flat").channels for item in (whole, parts))
     assert first is not None
     assert second is not None
+    assert second.absmax == pytest.approx(first.absmax, rel=1e-5)
+    assert second.mean == pytest.approx(first.mean, rel=1e-5, abs=1e-6)
+
+
+def close(first, second):
+    """A product over fewer rows may be summed in another order: equal to float32 rounding, and no value is lost."""
+    for name in first.tensors:
+        one, other = first.of(name), second.of(name)
+        assert (one.count, one.zeros, one.histogram.count) == (other.count, other.zeros, other.histogram.count)
+        assert (other.minimum, other.maximum) == pytest.approx((one.minimum, one.maximum), rel=1e-4)
+    return True
+
+
+def test_a_model_that_mixes_samples_is_never_cut_but_run_for_some_tensors_at_a_time():
+    whole = collect(Sessions(mixed=True), TENSORS, BATCHES[::-1], channel_tensors=["flat"])
+    sessions = Sessions(mixed=True)
+    budget = 2 * 7 * LARGE  # two of the three large activations of the largest batch
+    chunks = collect(sessions, TENSORS, BATCHES[::-1], channel_tensors=["flat"], memory_budget=budget)
+    assert same(whole, chunks)
+    tried = [("log",)] * 3
+    assert sessions.runs == tried + [("conv", "relu"), ("flat", "product", "log")] * len(BATCHES)
+    assert sessions.rows[3:] == [7, 7, 2, 2, 4, 4, 4, 4]
+    first, second = (item.of("flat").channels for item in (whole, chunks))
+    assert first is not None
+    assert second is not None
     assert np.array_equal(first.absmax, second.absmax)
+
+
+def test_a_single_sample_beyond_the_budget_is_run_for_some_tensors_at_a_time():
+    sessions = Sessions()
+    assert close(collect(Sessions(), TENSORS, BATCHES), collect(sessions, TENSORS, BATCHES, memory_budget=2 * LARGE))
+    assert sessions.runs[3:] == [("conv", "relu"), ("flat", "product", "log")] * (4 + 4 + 2 + 7)
+    assert set(sessions.rows[3:]) == {1}
 
 
 def test_sizes_that_are_unknown_before_the_first_batch_are_measured_on_it():
@@ -173,9 +214,9 @@ def test_sizes_that_are_unknown_before_the_first_batch_are_measured_on_it():
 def test_a_batch_larger_than_the_first_makes_the_parts_smaller():
     sessions = Sessions()
     growing = make_batches([(1, 1.0), (8, 1.0), (8, 1.0)])
-    collect(sessions, TENSORS, growing, memory_budget=16 * 6 * 6 * 6 * 4)
-    assert sessions.runs[0] == TENSORS
-    assert sessions.runs[-2:] == [("conv", "relu"), ("flat", "product", "log")]
+    collect(sessions, TENSORS, growing, memory_budget=15 * LARGE)
+    assert sessions.runs == [TENSORS, TENSORS, *[("log",)] * 3, TENSORS, TENSORS]
+    assert sessions.rows == [1, 8, *[8, 4, 4], 4, 4]
 
 
 def test_parts_keep_the_order_and_the_budget():

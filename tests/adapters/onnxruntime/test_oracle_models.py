@@ -76,7 +76,9 @@ def test_random_halves_equal_the_stock_tool(case):
         assert 0 < len(candidate.ops) < len(full.ops)
         kept = tuned.floats(candidate)
         path = graphs.stock(model, tuned.feeds, folder, op_types=OP_TYPES, exclude=kept, **FLOAT_OUTPUTS)
-        np.testing.assert_array_equal(tuned.run(candidate, {"input": x[:100]})[0], graphs.run(path, {"input": x[:100]})[0])
+        np.testing.assert_array_equal(
+            tuned.run(candidate, {"input": x[:100]})[0], graphs.run(path, {"input": x[:100]})[0]
+        )
 
 
 def without_mixed_readers(tuned, candidate):

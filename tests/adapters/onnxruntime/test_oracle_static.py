@@ -67,9 +67,7 @@ def test_float_outputs_of_products_equal_the_stock_tool_without_output_quantizat
     model = NETS[name]()
     tuned = Tuned(model, graphs.batches(model), tmp_path)
     # In the product net, "down" feeds "out" and so hands out codes; the stock tool writes the same pair as the input of "out".
-    path = graphs.stock(
-        model, tuned.feeds, tmp_path, op_types=op_types(tuned), exclude=tuned.floats(), **FLOAT_OUTPUTS
-    )
+    path = graphs.stock(model, tuned.feeds, tmp_path, op_types=op_types(tuned), exclude=tuned.floats(), **FLOAT_OUTPUTS)
     np.testing.assert_array_equal(tuned.run()[0], graphs.run(path, tuned.feeds[0])[0])
 
 
@@ -97,9 +95,7 @@ def test_random_halves_equal_the_stock_tool_bit_for_bit(net):
         candidate = Candidate.of({name: full.ops[name] for name in chosen})
         if not chosen or len(chosen) == len(full.ops) or mixes_readers(tuned, candidate):
             continue
-        path = graphs.stock(
-            model, tuned.feeds, folder, op_types=op_types(tuned, full), exclude=tuned.floats(candidate)
-        )
+        path = graphs.stock(model, tuned.feeds, folder, op_types=op_types(tuned, full), exclude=tuned.floats(candidate))
         np.testing.assert_array_equal(
             tuned.run(candidate)[0], graphs.run(path, tuned.feeds[0])[0], err_msg=f"int8: {chosen}"
         )

@@ -1,0 +1,154 @@
+"""Factors for the channels of an edge: the ones that quantization is predicted to hurt least.
+
+For an edge with activation x and weights W, factors s turn x into x / s and W into W s. The quantization noise at output o of a reader is, with rounding
+errors taken as independent and uniform,
+
+    step_x**2 / 12 * sum_c s_c**2 |W_oc|**2   +   sum_c step_o**2 / 12 * taps * E[x_c**2] / s_c**2
+
+where step_x follows from the widest channel of x / s and step_o from the largest weight of output o. Both terms are measured against the power of the
+output itself, sum_c |W_oc|**2 E[x_c**2], which s does not change, and added up over all outputs. The candidates are the families of Nagel et
+al. 2019 (arXiv:1906.04721), which balances the ranges of the two weights, and of Xiao et al. 2022 (arXiv:2211.10438),
+s = max|x|**alpha / max|W|**(1 - alpha), for several alpha; s = 1 is always among them, so a prediction never gets worse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats: TypeAlias = NDArray[np.float64]
+
+ALPHAS = tuple(step / 20 for step in range(21))
+_ACTIVATION_STEPS, _WEIGHT_STEPS = 255.0, 127.0
+# No factor leaves this window around their geometric mean: weights and activations must stay normal numbers.
+_WIDEST = 1e6
+_TINY = float(np.finfo(np.float64).tiny)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moments:
+    """What was seen of an activation, per channel.
+
+    Attributes:
+        low: float64, shape (channels,): smallest value.
+        high: float64, shape (channels,): largest value.
+        mean: float64, shape (channels,).
+        square: float64, shape (channels,): mean of the squares.
+    """
+
+    low: Floats
+    high: Floats
+    mean: Floats
+    square: Floats
+
+    @property
+    def absmax(self) -> Floats:
+        """The largest |x| of every channel."""
+        return np.maximum(np.abs(self.low), np.abs(self.high))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weights:
+    """The weights of one reader, summarised per output and input channel.
+
+    Attributes:
+        largest: float64, shape (groups, outputs per group, channels per group): max |W| over the taps.
+        energy: float64, same shape: sum of W**2 over the taps.
+        taps: Weights per input channel and output.
+    """
+
+    largest: Floats
+    energy: Floats
+    taps: int
+
+    @classmethod
+    def of(cls, grouped: NDArray[np.floating[Any]]) -> Weights:
+        """Return the summary of an array of shape (groups, outputs per group, channels per group, taps)."""
+        values = np.asarray(grouped, np.float64)
+        return cls(np.abs(values).max(axis=3), (values**2).sum(axis=3), values.shape[3])
+
+    def by_group(self, values: Floats) -> Floats:
+        """Return one value per channel in the shape (groups, 1, channels per group)."""
+        return values.reshape(self.largest.shape[0], 1, self.largest.shape[2])
+
+
+def choose(readers: Sequence[Weights], seen: Moments, own: Floats | None) -> Floats:
+    """Return the factors with the least predicted noise.
+
+    Args:
+        readers: The weights that read the activation.
+        seen: The activation.
+        own: max |W| of the producer per channel, for the family of Nagel et al.; None leaves it out.
+
+    Returns:
+        float64, shape (channels,), positive, with geometric mean 1.
+    """
+    return min(candidates(readers, seen, own), key=lambda factors: predicted_noise(readers, seen, factors))
+
+
+def candidates(readers: Sequence[Weights], seen: Moments, own: Floats | None) -> Iterator[Floats]:
+    """Yield the factors to choose from; all ones first."""
+    yield np.ones(seen.low.shape)
+    reach = np.max([_reach(weights, seen) for weights in readers], axis=0)
+    activation = _without_zeros(seen.absmax)
+    for alpha in ALPHAS:
+        yield _centred(activation**alpha / reach ** (1.0 - alpha))
+    if own is not None:
+        yield balanced(own, np.max([_largest(weights) for weights in readers], axis=0))
+
+
+def balanced(first: Floats, second: Floats) -> Floats:
+    """Return s = sqrt(r1 / r2), for which r1 / s = r2 s: both weights get the range sqrt(r1 r2) in every channel.
+
+    Args:
+        first: max |W| of the producer per channel.
+        second: max |W| of the consumer per channel.
+    """
+    return _centred(np.sqrt(_without_zeros(first) / _without_zeros(second)))
+
+
+def predicted_noise(readers: Sequence[Weights], seen: Moments, factors: Floats) -> float:
+    """Return the noise-to-signal ratio, summed over all outputs of all readers."""
+    low, high = min(0.0, float((seen.low / factors).min())), max(0.0, float((seen.high / factors).max()))
+    step = (high - low) / _ACTIVATION_STEPS
+    total = 0.0
+    for weights in readers:
+        squared = weights.by_group(factors**2)
+        power = weights.by_group(seen.square)
+        signal = np.maximum((weights.energy * power).sum(axis=2), _TINY)
+        weight_steps = (weights.largest * np.sqrt(squared)).max(axis=2) / _WEIGHT_STEPS
+        from_activation = step**2 * (weights.energy * squared).sum(axis=2)
+        from_weight = weight_steps**2 * weights.taps * (power / squared).sum(axis=2)
+        # An output that never gets a signal says nothing.
+        ratio = np.where(signal > _TINY, (from_activation + from_weight) / signal, 0.0)
+        total += float(ratio.sum()) / 12.0
+    return total
+
+
+def _largest(weights: Weights) -> Floats:
+    return np.asarray(weights.largest.max(axis=1).reshape(-1), np.float64)
+
+
+def _reach(weights: Weights, seen: Moments) -> Floats:
+    """Return max |W| per channel, each output measured against its own signal, which makes outputs comparable."""
+    signal = np.sqrt(np.maximum((weights.energy * weights.by_group(seen.square)).sum(axis=2, keepdims=True), _TINY))
+    relative = np.where(signal > np.sqrt(_TINY), weights.largest / signal, 0.0)
+    return _without_zeros(relative.max(axis=1).reshape(-1))
+
+
+def _without_zeros(values: Floats) -> Floats:
+    """Return `values` with the median of the others where there is none: a silent channel must not become a loud one."""
+    live = values > 0.0
+    if not live.any():
+        return np.ones_like(values)
+    return np.where(live, values, np.median(values[live]))
+
+
+def _centred(factors: Floats) -> Floats:
+    logs = np.log(factors)
+    logs -= logs.mean()
+    return np.asarray(np.exp(np.clip(logs, -np.log(_WIDEST), np.log(_WIDEST))), np.float64)

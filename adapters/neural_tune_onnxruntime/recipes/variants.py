@@ -1,0 +1,160 @@
+"""Models with recipes applied, each made once: new constants, a proof that the function stayed, statistics of what changed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from neural_tune.errors import AdapterError, CapabilityError
+from neural_tune_onnxruntime import calibrate
+from neural_tune_onnxruntime.model import OnnxModel
+from neural_tune_onnxruntime.recipes import bias_correction, equalization, probe, smoothquant
+from neural_tune_onnxruntime.recipes.change import Change
+from neural_tune_onnxruntime.recipes.derive import derive
+from neural_tune_onnxruntime.spool import Spool
+from neural_tune_onnxruntime.statistics import Statistics
+
+logger = logging.getLogger(__name__)
+
+Propose: TypeAlias = Callable[[OnnxModel, Spool], Change]
+
+# Relative L2 difference of the outputs that float32 rounding alone may make.
+TOLERANCE = 1e-5
+_CHECKED_SAMPLES = 32
+# In the order in which they are applied, and offered: each finds what the ones before it left.
+_PROPOSALS: Mapping[str, Propose] = MappingProxyType(
+    {
+        equalization.NAME: equalization.propose,
+        smoothquant.NAME: smoothquant.propose,
+        bias_correction.NAME: bias_correction.propose,
+    }
+)
+_OFFERS: Mapping[str, Callable[[OnnxModel], bool]] = MappingProxyType(
+    {
+        equalization.NAME: equalization.is_offered,
+        smoothquant.NAME: smoothquant.is_offered,
+        bias_correction.NAME: bias_correction.is_offered,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Variant:
+    """A model with recipes applied.
+
+    Attributes:
+        model: Same ops and tensors, other constants; the given model itself where no recipe had anything to do.
+        statistics: Ranges that fit it.
+        source: The statistics it was made from.
+        refused: Recipe -> op -> why the recipe leaves it alone.
+    """
+
+    model: OnnxModel
+    statistics: Statistics
+    source: Statistics
+    refused: Mapping[str, Mapping[str, str]]
+
+
+def offered(model: OnnxModel) -> tuple[str, ...]:
+    """Return the recipes that have something to do in `model`, in the order in which they are applied."""
+    return tuple(name for name, is_offered in _OFFERS.items() if is_offered(model))
+
+
+def check(names: Iterable[str], model: OnnxModel) -> None:
+    """Hold a candidate to the recipes there are.
+
+    Raises:
+        CapabilityError: a name is not offered for this model.
+    """
+    wrong = [name for name in names if name not in _OFFERS or not _OFFERS[name](model)]
+    if wrong:
+        message = f"recipes: found {wrong}, the ONNX Runtime adapter offers {list(offered(model))} for this model"
+        raise CapabilityError(message)
+
+
+def prepare(model: OnnxModel, names: Iterable[str], statistics: Statistics | None) -> Variant:
+    """Return `model` with the recipes of `names` applied, in their own order; made once, and remembered with the model.
+
+    Raises:
+        CapabilityError: a name is not offered for this model.
+        AdapterError: there are no calibration inputs to look at, or the runtime breaks.
+    """
+    wanted = frozenset(names)
+    check(sorted(wanted), model)
+    if statistics is None or statistics.inputs is None:
+        message = f"recipes {sorted(wanted)} look at the calibration inputs, but there are none: calibrate first"
+        raise AdapterError(message)
+    return _prepared(model, tuple(name for name in _PROPOSALS if name in wanted), statistics)
+
+
+def _prepared(model: OnnxModel, names: tuple[str, ...], statistics: Statistics) -> Variant:
+    if not names:
+        return Variant(model=model, statistics=statistics, source=statistics, refused={})
+    found = model.variants.made.get(names)
+    if isinstance(found, Variant) and found.source is statistics:
+        return found
+    with model.variants.lock:
+        found = model.variants.made.get(names)
+        if not (isinstance(found, Variant) and found.source is statistics):
+            found = _apply(names[-1], _prepared(model, names[:-1], statistics))
+            model.variants.made[names] = found
+        return found
+
+
+def _apply(name: str, before: Variant) -> Variant:
+    spool = before.source.inputs
+    if spool is None:  # unreachable: `prepare` refuses
+        raise AdapterError("there are no calibration inputs: calibrate first")
+    change = _PROPOSALS[name](before.model, spool)
+    refused = {**before.refused, name: change.refused}
+    if not change.edits:
+        return replace(before, refused=refused)
+    after = derive(before.model, change.edits, name)
+    distance = difference(before.model, after, spool)
+    if not distance <= TOLERANCE:
+        note = (
+            f"{name} was not applied: it changes the float outputs by {distance:.1e}, expected at most {TOLERANCE:.0e}"
+        )
+        logger.warning("%s", note)
+        unchanged = replace(before.model, notes=(*before.model.notes, note))
+        return replace(before, model=unchanged, refused={**refused, name: {"": note}})
+    notes = (change.note, *([_partial(name, spool)] if not spool.is_whole else []))
+    after = replace(after, notes=(*before.model.notes, *notes))
+    logger.info("%s; float outputs differ by %.1e", change.note, distance)
+    return Variant(
+        model=after,
+        statistics=_observed_anew(after, change.tensors, before.statistics, spool),
+        source=before.source,
+        refused=refused,
+    )
+
+
+def difference(before: OnnxModel, after: OnnxModel, spool: Spool) -> float:
+    """Return the largest relative L2 difference of an output on the first calibration samples; infinite for NaN."""
+    names = [value.name for value in before.proto.graph.output]
+    worst = 0.0
+    runs = [probe.run(item, (), (), names, spool, _CHECKED_SAMPLES) for item in (before, after)]
+    for (expected, _), (found, _) in zip(*runs, strict=True):
+        for one, two in zip(expected, found, strict=True):
+            distance = float(np.linalg.norm((two - one).ravel())) if np.isfinite(two).all() else float("inf")
+            worst = max(worst, distance / max(float(np.linalg.norm(one.ravel())), np.finfo(np.float64).tiny))
+    return worst
+
+
+def _observed_anew(model: OnnxModel, tensors: tuple[str, ...], before: Statistics, spool: Spool) -> Statistics:
+    """Return `before` with the statistics of those tensors replaced whose values a recipe has changed."""
+    changed = [name for name in tensors if name in before.tensors]
+    if not changed:
+        return before
+    found = calibrate.collect(model.session_for_outputs, changed, spool.feeds())
+    merged: dict[str, Any] = {**before.tensors, **found.tensors}
+    return Statistics(merged, before.batches, before.inputs)
+
+
+def _partial(name: str, spool: Spool) -> str:
+    return f"{name} looked at the first {spool.batches} of {spool.seen} calibration batches: more are not kept on disk"

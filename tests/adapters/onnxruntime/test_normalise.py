@@ -1,0 +1,260 @@
+"""Normalisation keeps the function and the caller's model, and brings every model into one form."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("onnxruntime", reason='the adapter needs its framework: pip install "neural-tune[onnxruntime]"')
+
+import os
+import subprocess
+import sys
+
+import graphs
+import numpy as np
+import onnx
+from graphs import FLOAT, graph_of, weights
+from onnx import helper, numpy_helper
+
+from neural_tune.errors import AdapterError
+from neural_tune_onnxruntime import build, model, session
+
+
+def outputs(hold, feed):
+    return build.start(hold.proto, hold, 1).run(None, feed)
+
+
+def types(hold):
+    return [op.type for op in hold.graph.ops]
+
+
+@pytest.mark.parametrize("name", sorted(graphs.NETS))
+def test_callers_proto_is_not_touched(name):
+    source = graphs.NETS[name]()
+    before = source.SerializeToString(deterministic=True)
+    hold = model.load(source)
+    hold.session_for_outputs([hold.graph.ops[0].outputs[0]])
+    assert source.SerializeToString(deterministic=True) == before
+
+
+def test_fingerprint_is_that_of_the_content_not_of_the_container(tmp_path):
+    source = graphs.conv_net()
+    path, external = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    onnx.save(source, str(path))
+    moved = onnx.load(str(path))  # saving with external data empties the object
+    onnx.save(moved, str(external), save_as_external_data=True, location="b.data", size_threshold=0)
+    floats = onnx.ModelProto()
+    floats.CopyFrom(source)
+    for tensor in floats.graph.initializer:  # the same values in another field
+        values = numpy_helper.to_array(tensor)
+        tensor.CopyFrom(helper.make_tensor(tensor.name, FLOAT, values.shape, values.reshape(-1).tolist()))
+    found = {model.load(item).fingerprint() for item in (source, path, str(external), floats)}
+    assert len(found) == 1
+
+
+def test_fingerprint_is_the_same_in_another_process(tmp_path):
+    path = tmp_path / "a.onnx"
+    onnx.save(graphs.conv_net(), str(path))
+    code = f"from neural_tune_onnxruntime import model; print(model.load({str(path)!r}).fingerprint())"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert printed.stdout.strip() == model.load(path).fingerprint()
+
+
+def test_fingerprint_changes_with_one_weight_and_with_one_attribute():
+    first, second, third = graphs.conv_net(), graphs.conv_net(), graphs.conv_net()
+    values = numpy_helper.to_array(second.graph.initializer[0]).copy()
+    values.flat[7] += 1e-6
+    second.graph.initializer[0].CopyFrom(numpy_helper.from_array(values, second.graph.initializer[0].name))
+    third.graph.node[2].attribute[0].ints[0] = 1
+    assert len({model.load(item).fingerprint() for item in (first, second, third)}) == 3
+
+
+def test_constant_nodes_become_initializers():
+    values = weights(w=(16, 12))["w"]
+    nodes = [
+        helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(values)),
+        helper.make_node("Constant", [], ["three"], value_float=3.0),
+        helper.make_node("MatMul", ["x", "w"], ["m"], "mm"),
+        helper.make_node("Mul", ["m", "three"], ["y"], "mul"),
+    ]
+    source = graph_of(nodes, {}, {"x": ["n", 16]})
+    hold = model.load(source)
+    assert types(hold) == ["MatMul", "Mul"]
+    assert hold.kernels["mm"].is_quantizable
+    (feed,) = graphs.batches(source, 1)
+    np.testing.assert_array_equal(outputs(hold, feed)[0], graphs.run(source, feed)[0])
+
+
+def test_weight_tied_through_identity_is_a_weight():
+    nodes = [
+        helper.make_node("Identity", ["w"], ["v"]),
+        helper.make_node("MatMul", ["x", "v"], ["y"], "mm"),
+    ]
+    hold = model.load(graph_of(nodes, weights(w=(16, 12)), {"x": ["n", 16]}))
+    assert types(hold) == ["MatMul"]
+    assert hold.kernels["mm"].is_quantizable
+
+
+def test_initializers_that_are_inputs_too_are_no_inputs():
+    source = graph_of(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], "mm")], weights(w=(16, 12)), {"x": ["n", 16], "w": [16, 12]}
+    )
+    hold = model.load(source)
+    assert hold.input_names == ("x",)
+    assert hold.kernels["mm"].is_quantizable
+
+
+def norm_net(*, bias=True, second_reader=False):
+    nodes = [
+        helper.make_node("Conv", ["x", "w", *(["b"] if bias else [])], ["c"], "conv"),
+        helper.make_node("BatchNormalization", ["c", "gamma", "beta", "mean", "var"], ["n"], "norm", epsilon=1e-3),
+        helper.make_node("Relu", ["n"], ["y"], "relu"),
+    ]
+    if second_reader:
+        nodes.append(helper.make_node("Tanh", ["c"], ["z"], "tanh"))
+    found = weights(w=(8, 3, 3, 3), b=(8,), gamma=(8,), beta=(8,), mean=(8,))
+    found["var"] = np.abs(weights(7, v=(8,))["v"]) + 0.1
+    if not bias:
+        del found["b"]
+    return graph_of(nodes, found, {"x": ["n", 3, 8, 8]}, ["y", "z"] if second_reader else ["y"])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_batch_norm_is_folded_into_the_convolution(bias):
+    source = norm_net(bias=bias)
+    hold = model.load(source)
+    assert types(hold) == ["Conv", "Relu"]
+    (feed,) = graphs.batches(source, 1)
+    np.testing.assert_allclose(outputs(hold, feed)[0], graphs.run(source, feed)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norm_stays_where_something_else_reads_the_convolution():
+    source = norm_net(second_reader=True)
+    hold = model.load(source)
+    assert types(hold) == ["Conv", "BatchNormalization", "Relu", "Tanh"]
+    (feed,) = graphs.batches(source, 1)
+    for one, two in zip(outputs(hold, feed), graphs.run(source, feed), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_names_that_are_unique_stay_and_the_others_become_so():
+    source = graphs.conv_net()
+    for node, name in zip(source.graph.node, ["a", "", "twice", "twice", ""], strict=False):
+        node.name = name
+    names = [op.name for op in model.load(source).graph.ops]
+    assert names[0] == "a"
+    assert names[5:] == [node.name for node in source.graph.node][5:]
+    assert len(set(names)) == len(names)
+
+
+def test_shapes_come_without_value_info():
+    source = graphs.residual_net()
+    assert not source.graph.value_info
+    hold = model.load(source)
+    made = {name for op in hold.graph.ops for name in op.outputs}
+    assert made <= set(hold.graph.elem_types)
+    assert made <= set(hold.graph.ranks)
+    assert hold.notes == ()
+
+
+def test_contrib_ops_get_their_shapes_from_a_later_step_of_the_ladder():
+    nodes = [
+        helper.make_node("FusedMatMul", ["x", "w"], ["a"], "fused", domain="com.microsoft", alpha=2.0),
+        helper.make_node("MatMul", ["a", "v"], ["y"], "mm"),
+    ]
+    source = graph_of(nodes, weights(w=(16, 12), v=(12, 4)), {"x": ["n", 16]})
+    source.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    hold = model.load(source)
+    assert hold.graph.elem_types["a"] == FLOAT
+    assert hold.graph.ranks["a"] == 2
+    assert hold.notes == ()
+    assert not hold.kernels["fused"].is_quantizable
+
+
+def test_ladder_goes_on_when_a_step_breaks_and_says_what_is_missing(monkeypatch):
+    def broken(*args, **kwargs):
+        raise AssertionError("shape inference gave up")
+
+    monkeypatch.setattr("neural_tune_onnxruntime.shapes._by_onnx", broken)
+    monkeypatch.setattr("neural_tune_onnxruntime.shapes._by_symbols", broken)
+    source = graphs.conv_net()
+    assert model.load(source).notes == ()  # the runtime knew
+    monkeypatch.setattr("neural_tune_onnxruntime.shapes._by_runtime", broken)
+    hold = model.load(source)
+    assert any("gave up" in note for note in hold.notes)
+    assert hold.kernels["conv1"].is_quantizable  # its weight says what it works on
+
+
+def test_external_data_outside_of_the_models_folder_is_refused(tmp_path):
+    (tmp_path / "secret.bin").write_bytes(bytes(16 * 12 * 4))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    source = graph_of([helper.make_node("MatMul", ["x", "w"], ["y"], "mm")], weights(w=(16, 12)), {"x": ["n", 16]})
+    onnx.save(source, str(folder / "m.onnx"), save_as_external_data=True, location="m.data", size_threshold=0)
+    loaded = onnx.load(str(folder / "m.onnx"), load_external_data=False)
+    for item in loaded.graph.initializer[0].external_data:
+        if item.key == "location":
+            item.value = "../secret.bin"
+    (folder / "m.onnx").write_bytes(loaded.SerializeToString())
+    with pytest.raises(AdapterError, match="below the model's folder"):
+        model.load(folder / "m.onnx")
+
+
+@pytest.mark.parametrize("damage", ["missing", "short"])
+def test_external_data_that_is_not_whole_is_refused(damage, tmp_path):
+    path = tmp_path / "m.onnx"
+    source = graph_of([helper.make_node("MatMul", ["x", "w"], ["y"], "mm")], weights(w=(16, 12)), {"x": ["n", 16]})
+    onnx.save(source, str(path), save_as_external_data=True, location="m.data", size_threshold=0)
+    if damage == "missing":
+        (tmp_path / "m.data").unlink()
+    else:
+        os.truncate(tmp_path / "m.data", 100)
+    with pytest.raises(AdapterError, match="'w'"):
+        model.load(path)
+
+
+def test_proto_whose_data_was_not_loaded_is_refused(tmp_path):
+    path = tmp_path / "m.onnx"
+    source = graph_of([helper.make_node("MatMul", ["x", "w"], ["y"], "mm")], weights(w=(16, 12)), {"x": ["n", 16]})
+    onnx.save(source, str(path), save_as_external_data=True, location="m.data", size_threshold=0)
+    with pytest.raises(AdapterError, match="pass the path"):
+        model.load(onnx.load(str(path), load_external_data=False))
+
+
+def test_model_newer_than_the_runtime_is_brought_down_to_an_ir_version_it_loads():
+    source = graphs.conv_net()
+    source.ir_version = onnx.IR_VERSION
+    hold = model.load(source)
+    assert hold.proto.ir_version <= session.newest_ir_version()
+    (feed,) = graphs.batches(source, 1)
+    assert outputs(hold, feed)[0].shape == (5, 5)
+
+
+def test_local_functions_are_inlined():
+    body = helper.make_function(
+        "mine", "Layer", ["a", "w"], ["r"],
+        [helper.make_node("MatMul", ["a", "w"], ["m"]), helper.make_node("Relu", ["m"], ["r"])],
+        [helper.make_opsetid("", 17)],
+    )  # fmt: skip
+    nodes = [helper.make_node("Layer", ["x", "w"], ["h"], "one", domain="mine")]
+    nodes += [helper.make_node("Layer", ["h", "v"], ["y"], "two", domain="mine")]
+    source = graph_of(nodes, weights(w=(16, 12), v=(12, 4)), {"x": ["n", 16]})
+    source.opset_import.append(helper.make_opsetid("mine", 1))
+    source.functions.append(body)
+    hold = model.load(source)
+    assert types(hold) == ["MatMul", "Relu", "MatMul", "Relu"]
+    (feed,) = graphs.batches(source, 1)
+    np.testing.assert_array_equal(outputs(hold, feed)[0], graphs.run(source, feed)[0])
+
+
+def test_session_for_outputs_returns_exactly_the_tensors_asked_for():
+    hold = model.load(graphs.residual_net())
+    (feed,) = graphs.batches(graphs.residual_net(), 1)
+    names = ["c2", "x", "r0"]
+    started = hold.session_for_outputs(names)
+    assert [value.name for value in started.get_outputs()] == names
+    found = started.run(None, feed)
+    np.testing.assert_array_equal(found[1], feed["x"])
+    assert found[2].min() == 0.0
+    with pytest.raises(AdapterError, match="nowhere"):
+        hold.session_for_outputs(["nowhere"])
