@@ -109,8 +109,15 @@ def _by_symbols(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
     del folder
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    inferred = SymbolicShapeInference.infer_shapes(copy, auto_merge=True, guess_output_rank=False, verbose=0)
-    return inferred if isinstance(inferred, onnx.ModelProto) else copy
+    # The tool's own entry point writes a file into the working directory when it stays incomplete, and then raises. Its steps, called
+    # one by one, leave what they did find; an opset that they refuse raises here too.
+    inference = SymbolicShapeInference(2**31 - 1, auto_merge=True, guess_output_rank=False, verbose=0)
+    inference._preprocess(copy)  # noqa: SLF001
+    while inference.run_:
+        inference._infer_impl()  # noqa: SLF001
+    inference._update_output_from_vi()  # noqa: SLF001
+    inferred: onnx.ModelProto = inference.out_mp_
+    return inferred
 
 
 def _by_runtime(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:

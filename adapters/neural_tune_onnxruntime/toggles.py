@@ -19,19 +19,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from neural_tune.errors import AdapterError, CapabilityError
 from neural_tune.protocols import Inputs, Outputs
 from neural_tune.values import Candidate, OpConfig
 from neural_tune_onnxruntime import session
-from neural_tune_onnxruntime.build import start
+from neural_tune_onnxruntime.build import ranges_of, start
 from neural_tune_onnxruntime.graph import FLOAT32, Op
 from neural_tune_onnxruntime.inputs import InputInfo, to_feed
 from neural_tune_onnxruntime.model import OnnxModel
 from neural_tune_onnxruntime.qparams import Parameters
+from neural_tune_onnxruntime.recipes import bias_correction, variants
 from neural_tune_onnxruntime.rewrite import qdq, regions
-from neural_tune_onnxruntime.rewrite.regions import FindRange, Regions
+from neural_tune_onnxruntime.rewrite.regions import Regions
+from neural_tune_onnxruntime.statistics import Statistics
 
 logger = logging.getLogger(__name__)
 
@@ -95,14 +97,27 @@ class Unit:
 class ToggleModel:
     """Implements `neural_tune.protocols.Toggles`. Not for several threads at a time."""
 
-    def __init__(self, model: OnnxModel, candidate: Candidate, find_range: FindRange, threads: int | None) -> None:
-        """Build the session; see `build`."""
-        self._model = model
+    def __init__(
+        self, model: OnnxModel, candidate: Candidate, statistics: Statistics | None, threads: int | None
+    ) -> None:
+        """Build the session.
+
+        Raises:
+            AdapterError: there are no statistics for a tensor it needs, or the runtime refuses the graph.
+            CapabilityError: the candidate asks for what the model or the runtime does not have.
+        """
+        if candidate.recipes and candidate.ops:
+            variant = variants.prepare(model, candidate.recipes, statistics)
+            model, statistics = variant.model, variant.statistics
+        self._model = self._int8_model = model
         self._candidate = candidate
-        self._find_range = find_range
+        self._find_range = ranges_of(statistics)
         self._threads = threads
-        self._choices: dict[frozenset[str], dict[str, Manner]] = {}
+        self._choices: dict[frozenset[str], Mapping[str, Manner]] = {}
         full = self._plan(candidate.ops)
+        if bias_correction.NAME in candidate.recipes and full.configs and statistics is not None:
+            # The correction of an op depends on that op alone, so the one of full int8 serves every subset.
+            self._int8_model = bias_correction.corrected(model, full.configs, statistics)
         followers = {owner: name for name, owner in full.folded.items()}
         ops = {op.name: op for op in model.graph.ops}
         self._units = {
@@ -121,10 +136,7 @@ class ToggleModel:
             AdapterError: the runtime breaks on them.
         """
         manners = self._choose(frozenset(int8_ops))
-        switches = {
-            switch: np.array(manners.get(name) == manner)
-            for (name, manner), switch in self._switches.items()
-        }
+        switches = {switch: np.array(manners.get(name) == manner) for (name, manner), switch in self._switches.items()}
         feed = to_feed(inputs, self._inputs)
         try:
             return tuple(self._session.run(None, feed | switches))
@@ -138,7 +150,9 @@ class ToggleModel:
         if found is None:
             planned = self._plan(int8_ops)
             if self._learn(planned):
-                logger.info("the subset of %d ops runs some op in a new way; the toggle model is built again", len(int8_ops))
+                logger.info(
+                    "the subset of %d ops runs some op in a new way; the toggle model is built again", len(int8_ops)
+                )
                 self._start()
             manners = ((name, Manner.of(unit.op, planned)) for name, unit in self._units.items())
             found = {name: manner for name, manner in manners if manner is not None}
@@ -160,7 +174,7 @@ class ToggleModel:
         return any([unit.learn(planned) for unit in self._units.values()])
 
     def _start(self) -> None:
-        writer = _Writer(self._model, self._units)
+        writer = _Writer(self._model, self._int8_model, self._units)
         self._switches = writer.switches
         self._session = start(writer.write(), self._model, self._threads)
         own = set(self._model.input_names)
@@ -170,8 +184,9 @@ class ToggleModel:
 class _Writer:
     """Writes the graph with the switches."""
 
-    def __init__(self, model: OnnxModel, units: Mapping[str, Unit]) -> None:
+    def __init__(self, model: OnnxModel, int8_model: OnnxModel, units: Mapping[str, Unit]) -> None:
         self._model = model
+        self._int8_model = int8_model
         self._units = units
         self._inside = {unit.follower.name for unit in units.values() if unit.follower is not None}
         self._known = {value.name: value for value in model.proto.graph.value_info}
@@ -189,7 +204,9 @@ class _Writer:
         graph = result.graph
         graph.name = source.graph.name
         graph.input.extend(source.graph.input)
-        graph.input.extend(helper.make_tensor_value_info(name, onnx.TensorProto.BOOL, []) for name in self.switches.values())
+        graph.input.extend(
+            helper.make_tensor_value_info(name, onnx.TensorProto.BOOL, []) for name in self.switches.values()
+        )
         graph.output.extend(source.graph.output)
         for op in self._model.graph.ops:
             if op.name in self._units:
@@ -206,17 +223,33 @@ class _Writer:
         """Yield the nodes of a unit: one If per manner, nested, with the float op innermost."""
         body = self._body(unit, [unit.op.node, *self._following(unit)], [], unit.output)
         for manner, planned in unit.plans.items():
-            nodes, tensors, seen = qdq.write_op(self._model, planned, unit.op)
+            nodes, tensors, seen = qdq.write_op(self._int8_model, planned, unit.op)
             if unit.follower is not None and unit.follower.name not in planned.folded:
                 nodes, seen = [*nodes, *self._following(unit)], unit.output
+            nodes, tensors, seen = self._corrected(unit, nodes, tensors, seen)
             then = self._body(unit, nodes, tensors, seen)
             switch = self.switches[unit.op.name, manner]
-            node = helper.make_node("If", [switch], [f"{switch}_out"], f"{switch}_node", then_branch=then, else_branch=body)
+            node = helper.make_node(
+                "If", [switch], [f"{switch}_out"], f"{switch}_node", then_branch=then, else_branch=body
+            )
             body = onnx.GraphProto(name=f"body{next(self._bodies)}", node=[node])
             body.output.append(self._value(unit, f"{switch}_out"))
         node = body.node[0]
         node.output[:] = [unit.output]
         yield node
+
+    def _corrected(
+        self, unit: Unit, nodes: list[onnx.NodeProto], tensors: list[onnx.TensorProto], seen: str
+    ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto], str]:
+        """Append the bias correction of a product, which a real candidate hides in the addition of a constant behind it."""
+        place = bias_correction.bias_of(unit.op, self._model) if self._int8_model is not self._model else None
+        if place is None or place[0] == unit.op.name:
+            return nodes, tensors, seen
+        constant = next(op for op in self._model.graph.ops if op.name == place[0]).inputs[place[1]]
+        shift = self._int8_model.store.array(constant) - self._model.store.array(constant)
+        name, target = f"{seen}{self._model.mark}shift", f"{seen}{self._model.mark}shifted"
+        node = helper.make_node("Add", [seen, name], [target], f"{target}_node")
+        return [*nodes, node], [*tensors, numpy_helper.from_array(np.asarray(shift, np.float32), name)], target
 
     def _following(self, unit: Unit) -> list[onnx.NodeProto]:
         return [unit.follower.node] if unit.follower is not None else []
@@ -267,13 +300,3 @@ class _Writer:
         value.CopyFrom(self._known[unit.output])
         value.name = name
         return value
-
-
-def build(model: OnnxModel, candidate: Candidate, find_range: FindRange, threads: int | None) -> ToggleModel:
-    """Return the toggle model of `candidate`.
-
-    Raises:
-        AdapterError: there are no statistics for a tensor it needs, or the runtime refuses the graph.
-        CapabilityError: the candidate asks for what the model or the runtime does not have.
-    """
-    return ToggleModel(model, candidate, find_range, threads)

@@ -1,0 +1,108 @@
+"""What it costs to keep groups in float: milliseconds from a latency profile, bytes, or the number of groups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from neural_tune.space import TuningSpace
+from neural_tune.values import FrozenMap, Insight, LatencyProfile, Objectives
+from neural_tune_strategies.auto.tensors import nodes
+
+# An op is left in float for its speed only when float is faster by more than this share of its time: profiles are noisy.
+_HYSTERESIS = 0.02
+_BYTES_SAVED = 3.0  # per parameter, from four bytes to one
+
+
+@dataclass(frozen=True, slots=True)
+class Border:
+    """A tensor that is converted once for each side that reads it in another precision than it was written in.
+
+    Attributes:
+        producer: Group that writes it; "" is float whatever is chosen.
+        consumers: Groups that read it, with the same meaning of "".
+        cost: Of one conversion.
+    """
+
+    producer: str
+    consumers: tuple[str, ...]
+    cost: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """The predicted cost of every candidate; lower is better.
+
+    Attributes:
+        unit: "ms", "bytes" or "ops", for reasons shown to a person.
+        extra: Group -> cost of float over int8; negative where int8 does not pay.
+        borders: Conversions; milliseconds only.
+        base: Cost of full int8 without conversions.
+    """
+
+    unit: str
+    extra: FrozenMap[float]
+    borders: tuple[Border, ...] = ()
+    base: float = 0.0
+
+    def predict(self, floats: Collection[str]) -> float:
+        """Return the cost of the candidate in which exactly the groups `floats` are float."""
+        kept = frozenset(floats) | {""}
+        conversions = 0.0
+        for border in self.borders:
+            others = [(consumer in kept) != (border.producer in kept) for consumer in border.consumers]
+            conversions += border.cost if any(others) else 0.0
+        return self.base + math.fsum(self.extra[name] for name in floats) + conversions
+
+
+def costs_of(space: TuningSpace, objectives: Objectives, insight: Insight | None) -> Costs:
+    """Return the costs that the objectives ask for, as far as they are known before the search."""
+    profile = insight.latency if insight else None
+    if profile is not None and {"latency", "throughput"} & set(objectives.names):
+        return latency_costs(space, profile)
+    return size_costs(space) if objectives.names[0] == "size" else count_costs(space)
+
+
+def count_costs(space: TuningSpace) -> Costs:
+    """Return costs that count float groups."""
+    return Costs(unit="ops", extra=FrozenMap({group.name: 1.0 for group in space.groups}))
+
+
+def size_costs(space: TuningSpace) -> Costs:
+    """Return the bytes that weights take more in float; a group without weights costs next to nothing."""
+    parameters = {op.name: op.parameters for op in space.capability.ops}
+    extra = {group.name: max(_BYTES_SAVED * sum(parameters[name] for name in group.ops), 1.0) for group in space.groups}
+    return Costs(unit="bytes", extra=FrozenMap(extra))
+
+
+def latency_costs(space: TuningSpace, profile: LatencyProfile, hysteresis: float = _HYSTERESIS) -> Costs:
+    """Return predicted milliseconds: with `hysteresis` 0 exactly those of `profile.predict`.
+
+    An op that only carries data has the precision of the op that wrote it.
+    """
+    node_of = nodes(space)
+    extra = {group.name: 0.0 for group in space.groups}
+    base = 0.0
+    for op in space.capability.ops:
+        in_float, in_int8 = profile.float_ms.get(op.name, 0.0), profile.int8_ms.get(op.name, 0.0)
+        node = node_of.get(op.name)
+        base += in_float if node is None else in_int8
+        if node is not None:
+            extra[node] += in_float * (1.0 + hysteresis) - in_int8
+    return Costs(unit="ms", extra=FrozenMap(extra), borders=_borders(space, profile, node_of), base=base)
+
+
+def _borders(space: TuningSpace, profile: LatencyProfile, node_of: dict[str, str]) -> tuple[Border, ...]:
+    writers = {tensor: node_of.get(op.name, "") for op in space.capability.ops for tensor in op.outputs}
+    readers: dict[str, dict[str, None]] = {}
+    for op in space.capability.ops:
+        for tensor in op.inputs:
+            readers.setdefault(tensor, {})[node_of.get(op.name, "")] = None
+    found = []
+    for tensor, names in readers.items():
+        producer, cost = writers.get(tensor, ""), profile.border_ms.get(tensor, 0.0)
+        consumers = tuple(name for name in names if name != producer)
+        if consumers and cost > 0.0:
+            found.append(Border(producer, consumers, cost))
+    return tuple(found)

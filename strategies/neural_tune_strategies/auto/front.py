@@ -1,0 +1,129 @@
+"""The ladder: candidates from the cheapest to the most accurate, each with a few more groups in float than the one before.
+
+Every rung minimises cost + weight x error for some weight: the convex part of the (error, cost) front of HAWQ-V3 (Yao et al. 2021) and
+ModelOpt, which solve the same problem as an integer program. Here it is a minimum cut, because the costs of float/int8 borders
+and damage booked on tensors are submodular: exact, and nested (a larger weight only adds floats; Gallo, Grigoriadis and Tarjan 1989), so a
+search along the ladder is a search along one line. What does not pay in cost is float on the first rung already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from neural_tune_strategies.auto.costs import Costs
+from neural_tune_strategies.auto.cut import Labelling
+from neural_tune_strategies.auto.ranking import ErrorModel
+
+_Floats = frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One point of the front.
+
+    Attributes:
+        floats: Names of the groups in float; never all of them.
+        error: Predicted divergence of the outputs.
+        cost: Predicted cost, in the unit of the costs.
+    """
+
+    floats: frozenset[str]
+    error: float
+    cost: float
+
+
+def ladder(model: ErrorModel, costs: Costs) -> tuple[Rung, ...]:
+    """Return the rungs from the cheapest candidate to the one with a single group left in int8.
+
+    Errors fall and costs rise along the ladder, up to the groups of which the model expects no harm: they come last, one by one.
+    """
+    names = tuple(model.own)
+    everything = frozenset(names)
+    sets = _refined(_hull(everything, model, costs), model, costs)
+    rungs = [Rung(floats, model.predict(floats), costs.predict(floats)) for floats in sets if floats != everything]
+    rungs = _undominated(rungs)
+    floats = rungs[-1].floats if rungs else frozenset()
+    for name in sorted(everything - floats, key=lambda name: (-model.own[name], costs.extra[name], name))[:-1]:
+        floats |= {name}
+        rungs.append(Rung(floats, model.predict(floats), costs.predict(floats)))
+    return tuple(rungs)
+
+
+def cheapest(model: ErrorModel, costs: Costs, weight: float, least: _Floats, most: _Floats) -> _Floats:
+    """Return the float groups, between `least` and `most`, that minimise cost + `weight` x error; of several sets the smallest."""
+    labels = Labelling(int8=frozenset(model.own) - most, floats=least | {""})
+    for name, extra in costs.extra.items():
+        labels.prefer(name, if_float=extra, if_int8=weight * model.own[name])
+    for border in costs.borders:
+        crossing, returning = ("float", border), ("int8", border)
+        labels.charge(border.producer, crossing, border.cost)
+        labels.charge(returning, border.producer, border.cost)
+        for consumer in border.consumers:
+            labels.charge(crossing, consumer, None)  # one conversion serves every float consumer ...
+            labels.charge(consumer, returning, None)  # ... and one every int8 consumer
+    for shared in model.shared:
+        labels.prefer(shared, if_float=0.0, if_int8=weight * shared.damage)
+        for name in shared.groups:
+            labels.charge(name, shared, None)
+    return least | {node for node in labels.solve() if isinstance(node, str)}
+
+
+def _hull(everything: _Floats, model: ErrorModel, costs: Costs) -> list[_Floats]:
+    """Return the nested corners of the convex front, from the cheapest set to all float."""
+    start = cheapest(model, costs, 0.0, frozenset(), everything)
+    corners, open_pairs = {start, everything}, [(start, everything)]
+    while open_pairs:
+        low, high = open_pairs.pop()
+        saved = model.predict(low) - model.predict(high)
+        spent = costs.predict(high) - costs.predict(low)
+        if saved <= 0.0 or spent <= 0.0:
+            continue
+        # Between the two, a corner lies below the line that joins them.
+        middle = cheapest(model, costs, spent / saved, low, high)
+        if middle not in corners:
+            corners.add(middle)
+            open_pairs += [(low, middle), (middle, high)]
+    return sorted(corners, key=len)
+
+
+def _refined(corners: Sequence[_Floats], model: ErrorModel, costs: Costs) -> list[_Floats]:
+    """Insert single steps where one corner adds several groups: the most damage per cost first, groups around a bad tensor together."""
+    sets = list(corners[:1])
+    for low, high in zip(corners, corners[1:], strict=False):
+        floats = low
+        for unit in _units(high - low, model, costs):
+            floats |= unit
+            sets.append(floats)
+    return sets
+
+
+def _units(added: _Floats, model: ErrorModel, costs: Costs) -> list[_Floats]:
+    """Split `added` into single groups and families of a bad tensor, the most rewarding first."""
+    order = [name for name in reversed(tuple(model.own)) if name in added]
+    units: list[_Floats] = []
+    for shared in sorted(model.shared, key=lambda shared: -shared.damage):
+        members = (shared.groups & added) - _union(units)
+        if len(members) > 1:
+            units.append(members)
+    units += [frozenset({name}) for name in order if name not in _union(units)]
+
+    def reward(unit: _Floats) -> float:
+        shared = sum(damage.damage for damage in model.shared if damage.groups & unit)
+        damage = shared + sum(model.own[name] for name in unit)
+        return damage / max(sum(costs.extra[name] for name in unit), 1e-9)
+
+    return sorted(units, key=reward, reverse=True)
+
+
+def _union(units: Iterable[_Floats]) -> _Floats:
+    return frozenset().union(*units)
+
+
+def _undominated(rungs: Sequence[Rung]) -> list[Rung]:
+    """Leave out rungs that another one beats in error and cost, and doubles."""
+    kept: list[Rung] = []
+    for rung in sorted(rungs, key=lambda rung: (rung.cost, rung.error, len(rung.floats))):
+        if not kept or rung.error < kept[-1].error:
+            kept.append(rung)
+    return kept
