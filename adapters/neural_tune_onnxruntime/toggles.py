@@ -171,7 +171,7 @@ class ToggleModel:
         return regions.plan(self._model, Candidate.of(kept, self._candidate.ranges), self._find_range)
 
     def _learn(self, planned: Regions) -> bool:
-        return any([unit.learn(planned) for unit in self._units.values()])
+        return sum(unit.learn(planned) for unit in self._units.values()) > 0  # every unit learns, not only the first
 
     def _start(self) -> None:
         writer = _Writer(self._model, self._int8_model, self._units)

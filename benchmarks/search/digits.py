@@ -27,11 +27,11 @@ class Distortion:
 
     angle: float = 0.25
     shear: float = 0.2
-    size: tuple[float, float] = (0.95, 0.25)
-    shift: float = 0.12
-    wave: float = 0.10
+    size: tuple[float, float] = (1.02, 0.2)
+    shift: float = 0.16
+    wave: float = 0.06
     contrast: tuple[float, float] = (0.8, 0.2)
-    noise: tuple[float, float] = (0.14, 0.06)
+    noise: tuple[float, float] = (0.18, 0.04)
 
 
 def source() -> tuple[torch.Tensor, torch.Tensor]:

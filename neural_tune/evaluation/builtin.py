@@ -58,6 +58,12 @@ class Metric:
     best_per_sample: float = math.nan
     margin: PerSample | None = None
 
+    def warm_up(self) -> None:
+        """Import the library behind the metric, so that a missing one is found before a long pass, not after it."""
+        module = self.library.rpartition(".")[0]
+        if module:
+            library(module)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricInfo:

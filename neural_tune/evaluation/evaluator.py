@@ -320,6 +320,8 @@ class MetricEvaluator(_Remembers):
         Raises:
             DataError: the data are empty, malformed, without labels, or do not fit the metrics.
         """
+        for metric in self.metrics:
+            metric.warm_up()  # the first import of a metrics library takes seconds, which say nothing about a pass
         start = time.perf_counter()
         margins: list[Array] = []
         guide = next((metric.margin for metric in self._additive if metric.margin is not None), None)

@@ -35,7 +35,8 @@ class AccuracyCriterion:
     metrics: FrozenMap[AccuracyCriterion] = field(default_factory=FrozenMap)
 
     def __post_init__(self) -> None:
-        """Check every field, so that a typo does not silently become another criterion."""
+        """Check every field, so that a typo does not silently become another criterion; take a plain dict of metrics too."""
+        object.__setattr__(self, "metrics", FrozenMap(self.metrics))
         if self.criterion not in ("relative", "absolute"):
             message = f"accuracy criterion: found {self.criterion!r}, expected 'relative' or 'absolute'"
             raise ConfigError(message)

@@ -25,18 +25,56 @@ def _creator(name: str, class_name: str, options: tuple[str, ...] = ()) -> Calla
     return create
 
 
+_SEARCH = "neural-tune[search]"
+
+AUTO = StrategyPlugin(
+    name="auto",
+    summary="recipes, then a ladder of fallbacks by predicted error per gain, from below, pruned back",
+    create=_creator("auto", "Auto", ("fallback_only", "max_prunes")),
+)
 BASIC = StrategyPlugin(
     name="basic",
     summary="full int8, options, fallback op by op, accumulated by impact, pruned back",
     create=_creator("basic", "Basic"),
+)
+BAYESIAN = StrategyPlugin(
+    name="bayesian",
+    summary="Gaussian process over all choices, cost under an accuracy constraint",
+    create=_creator("bayesian", "Bayesian"),
+    requires=("optuna", "scipy", "torch"),
+    install="neural-tune[bayesian]",
+)
+CONSERVATIVE = StrategyPlugin(
+    name="conservative",
+    summary="from float, op type by op type into int8, keeping what holds",
+    create=_creator("conservative", "Conservative"),
 )
 EXHAUSTIVE = StrategyPlugin(
     name="exhaustive",
     summary="every candidate in a fixed order, the preferred one first",
     create=_creator("exhaustive", "Exhaustive"),
 )
+MSE = StrategyPlugin(
+    name="mse",
+    summary="fallback op by op in the order of output divergence, then back to int8 from the least sensitive",
+    create=_creator("mse", "Mse"),
+)
+PARETO = StrategyPlugin(
+    name="pareto",
+    summary="NSGA-II over accuracy and all objectives; the front is the result",
+    create=_creator("pareto", "Pareto", ("population", "trials")),
+    requires=("optuna",),
+    install=_SEARCH,
+)
 RANDOM = StrategyPlugin(
     name="random",
     summary="uniform draws without repetition",
     create=_creator("random", "Random"),
+)
+TPE = StrategyPlugin(
+    name="tpe",
+    summary="tree-structured Parzen estimator over all choices, cost under an accuracy constraint",
+    create=_creator("tpe", "Tpe"),
+    requires=("optuna",),
+    install=_SEARCH,
 )

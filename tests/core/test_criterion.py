@@ -145,3 +145,11 @@ def test_a_tolerable_loss_out_of_range_is_a_config_error(loss):
 def test_an_unknown_kind_of_loss_is_a_config_error():
     with pytest.raises(ConfigError, match="expected 'relative' or 'absolute'"):
         AccuracyCriterion(criterion="percent")
+
+
+def test_a_plain_dict_of_metrics_is_taken_and_stays_hashable():
+    criterion = AccuracyCriterion(metrics={"top1": AccuracyCriterion(tolerable_loss=0.02)})
+    assert criterion.metrics["top1"].tolerable_loss == 0.02
+    assert hash(criterion) == hash(
+        AccuracyCriterion(metrics=FrozenMap({"top1": AccuracyCriterion(tolerable_loss=0.02)}))
+    )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -38,3 +40,13 @@ def test_size_on_disk_adds_up_a_folder(tmp_path: Path) -> None:
     (tmp_path / "sub" / "b").write_bytes(b"x" * 5)
     assert measure.size_on_disk(tmp_path) == 15
     assert measure.size_on_disk(tmp_path / "a") == 10
+
+
+def test_the_peak_of_a_fresh_process_is_its_own_and_not_that_of_its_parent() -> None:
+    script = (
+        "import subprocess, sys; block = bytearray(400 << 20); block[::4096] = b'x' * len(block[::4096])\n"
+        "code = 'from neural_tune.memory_probe import peak_bytes; print(peak_bytes())'\n"
+        "print(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert 1 << 20 < int(done.stdout) < 300 << 20

@@ -6,9 +6,12 @@ errors taken as independent and uniform,
     step_x**2 / 12 * sum_c s_c**2 |W_oc|**2   +   sum_c step_o**2 / 12 * taps * E[x_c**2] / s_c**2
 
 where step_x follows from the widest channel of x / s and step_o from the largest weight of output o. Both terms are measured against the power of the
-output itself, sum_c |W_oc|**2 E[x_c**2], which s does not change, and added up over all outputs. The candidates are the families of Nagel et
-al. 2019 (arXiv:1906.04721), which balances the ranges of the two weights, and of Xiao et al. 2022 (arXiv:2211.10438),
-s = max|x|**alpha / max|W|**(1 - alpha), for several alpha; s = 1 is always among them, so a prediction never gets worse.
+output itself, sum_c |W_oc|**2 E[x_c**2], which s does not change, and added up over all outputs.
+
+The candidates are s = max|x|**alpha / max|W|**(1 - alpha) for several alpha: at 1/2 the balance of Nagel et al. 2019 (arXiv:1906.04721) with the observed
+range of the activation in the place of the producer's weights, and in general the migration of Xiao et al. 2022 (arXiv:2211.10438). s = 1 is always
+among them, so that a prediction never gets worse. Measured on two nets with planted outlier channels (divergence of the
+outputs from float; none: 0.066 and 0.37): the paper's weight ranges 0.0010 and 0.0003, these 0.0002 on both.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.float64]
 
-ALPHAS = tuple(step / 20 for step in range(21))
+# At alpha = 1 all channels touch the end of the range, and every sample that calibration did not see saturates somewhere.
+ALPHAS = tuple(step / 20 for step in range(16))
 _ACTIVATION_STEPS, _WEIGHT_STEPS = 255.0, 127.0
 # No factor leaves this window around their geometric mean: weights and activations must stay normal numbers.
 _WIDEST = 1e6
@@ -76,39 +80,26 @@ class Weights:
         return values.reshape(self.largest.shape[0], 1, self.largest.shape[2])
 
 
-def choose(readers: Sequence[Weights], seen: Moments, own: Floats | None) -> Floats:
+def choose(readers: Sequence[Weights], seen: Moments) -> Floats:
     """Return the factors with the least predicted noise.
 
     Args:
         readers: The weights that read the activation.
         seen: The activation.
-        own: max |W| of the producer per channel, for the family of Nagel et al.; None leaves it out.
 
     Returns:
         float64, shape (channels,), positive, with geometric mean 1.
     """
-    return min(candidates(readers, seen, own), key=lambda factors: predicted_noise(readers, seen, factors))
+    return min(candidates(readers, seen), key=lambda factors: predicted_noise(readers, seen, factors))
 
 
-def candidates(readers: Sequence[Weights], seen: Moments, own: Floats | None) -> Iterator[Floats]:
+def candidates(readers: Sequence[Weights], seen: Moments) -> Iterator[Floats]:
     """Yield the factors to choose from; all ones first."""
     yield np.ones(seen.low.shape)
     reach = np.max([_reach(weights, seen) for weights in readers], axis=0)
     activation = _without_zeros(seen.absmax)
     for alpha in ALPHAS:
         yield _centred(activation**alpha / reach ** (1.0 - alpha))
-    if own is not None:
-        yield balanced(own, np.max([_largest(weights) for weights in readers], axis=0))
-
-
-def balanced(first: Floats, second: Floats) -> Floats:
-    """Return s = sqrt(r1 / r2), for which r1 / s = r2 s: both weights get the range sqrt(r1 r2) in every channel.
-
-    Args:
-        first: max |W| of the producer per channel.
-        second: max |W| of the consumer per channel.
-    """
-    return _centred(np.sqrt(_without_zeros(first) / _without_zeros(second)))
 
 
 def predicted_noise(readers: Sequence[Weights], seen: Moments, factors: Floats) -> float:
@@ -127,10 +118,6 @@ def predicted_noise(readers: Sequence[Weights], seen: Moments, factors: Floats) 
         ratio = np.where(signal > _TINY, (from_activation + from_weight) / signal, 0.0)
         total += float(ratio.sum()) / 12.0
     return total
-
-
-def _largest(weights: Weights) -> Floats:
-    return np.asarray(weights.largest.max(axis=1).reshape(-1), np.float64)
 
 
 def _reach(weights: Weights, seen: Moments) -> Floats:

@@ -16,13 +16,13 @@ from neural_tune_onnxruntime.model import OnnxModel
 from neural_tune_onnxruntime.recipes.factors import Moments
 from neural_tune_onnxruntime.spool import Spool, length_of
 
-# Enough for means: their error falls with samples times positions. Ranges take all samples.
+# Enough for the choice of factors and for means. The ranges themselves are taken from all samples, once the choice is made.
 SAMPLES = 128
 _REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceMean")
 
 
 def moments(model: OnnxModel, axes: Mapping[str, int], spool: Spool) -> dict[str, Moments]:
-    """Return what every channel of some activations looks like, over all kept samples.
+    """Return what every channel of some activations looks like, over the first kept samples.
 
     Args:
         model: The float model.
@@ -41,7 +41,7 @@ def moments(model: OnnxModel, axes: Mapping[str, int], spool: Spool) -> dict[str
             nodes.append(reduction(kind, source, name, model, tensor, axis, constants))
             results.append(name)
     lows: dict[str, Any] = {}
-    for found, weight in run(model, nodes, list(constants.values()), results, spool, None):
+    for found, weight in run(model, nodes, list(constants.values()), results, spool, SAMPLES):
         for tensor, (low, high, mean, square) in zip(axes, zip(*[iter(found)] * 4, strict=True), strict=True):
             kept = lows.setdefault(tensor, [np.inf, -np.inf, 0.0, 0.0, 0])
             kept[0], kept[1] = np.minimum(kept[0], low), np.maximum(kept[1], high)

@@ -16,7 +16,7 @@ from neural_tune_onnxruntime.recipes.factors import Moments, Weights
 from neural_tune_onnxruntime.spool import Spool
 
 # Returns the factors of an edge from the weights of its readers and what was seen of the activation they read.
-Choose: TypeAlias = Callable[[Sequence[Weights], Moments, factors.Floats], factors.Floats]
+Choose: TypeAlias = Callable[[Sequence[Weights], Moments], factors.Floats]
 
 
 def rescale(name: str, model: OnnxModel, found: Iterable[Edge | Refusal], spool: Spool, choose: Choose) -> Change:
@@ -30,7 +30,7 @@ def rescale(name: str, model: OnnxModel, found: Iterable[Edge | Refusal], spool:
     tensors: list[str] = []
     for edge in edges:
         activation = _per_channel(seen[edge.readers[0].tensor], edge)
-        chosen = choose([draft.weights(reader) for reader in edge.readers], activation, draft.produced(edge))
+        chosen = choose([draft.weights(reader) for reader in edge.readers], activation)
         if np.all(chosen == 1.0):
             refused[edge.producer] = "no factors are predicted to quantize better than none"
             continue
@@ -51,13 +51,6 @@ class _Draft:
     def weights(self, reader: Reader) -> Weights:
         """Return the summary of a reader's weight as it is now."""
         return Weights.of(grouped(self._current(reader.weight), reader.weight))
-
-    def produced(self, edge: Edge) -> factors.Floats:
-        """Return max |W| of the producer per channel, as it is now."""
-        part = edge.divided[0]
-        values = np.abs(self._current(part))
-        axis = values.ndim - 1 - part.trailing
-        return np.asarray(values.max(axis=tuple(i for i in range(values.ndim) if i != axis)), np.float64)
 
     def apply(self, edge: Edge, chosen: factors.Floats) -> None:
         """Divide the constants in front of the edge by `chosen` and multiply those behind it."""

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from neural_tune.errors import AdapterError, CapabilityError
+from neural_tune.values import Role
 from neural_tune_onnxruntime import calibrate
 from neural_tune_onnxruntime.model import OnnxModel
 from neural_tune_onnxruntime.recipes import bias_correction, equalization, probe, smoothquant
@@ -147,13 +148,24 @@ def difference(before: OnnxModel, after: OnnxModel, spool: Spool) -> float:
 
 
 def _observed_anew(model: OnnxModel, tensors: tuple[str, ...], before: Statistics, spool: Spool) -> Statistics:
-    """Return `before` with the statistics of those tensors replaced whose values a recipe has changed."""
+    """Return `before` with new statistics for those tensors whose values a recipe has changed.
+
+    What only a Relu or Clip behind an op with a weight reads never carries codes: it is left out, and asking for it is an error.
+    """
     changed = [name for name in tensors if name in before.tensors]
     if not changed:
         return before
-    found = calibrate.collect(model.session_for_outputs, changed, spool.feeds())
-    merged: dict[str, Any] = {**before.tensors, **found.tensors}
-    return Statistics(merged, before.batches, before.inputs)
+    wanted = [name for name in changed if not _is_inside(name, model)]
+    found = calibrate.collect(model.session_for_outputs, wanted, spool.feeds()).tensors if wanted else {}
+    kept = {name: item for name, item in before.tensors.items() if name not in changed}
+    return Statistics({**kept, **found}, before.batches, before.inputs)
+
+
+def _is_inside(tensor: str, model: OnnxModel) -> bool:
+    writer, reader = model.graph.producers.get(tensor), model.graph.sole_consumer(tensor)
+    if writer is None or reader is None or reader.type not in ("Relu", "Clip"):
+        return False
+    return (model.kernels[writer.name].role, model.kernels[reader.name].role) == (Role.ANCHOR, Role.PASS_THROUGH)
 
 
 def _partial(name: str, spool: Spool) -> str:

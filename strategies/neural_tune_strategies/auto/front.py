@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from neural_tune.values import FrozenMap
 from neural_tune_strategies.auto.costs import Costs
 from neural_tune_strategies.auto.cut import Labelling
 from neural_tune_strategies.auto.ranking import ErrorModel
@@ -40,6 +41,8 @@ def ladder(model: ErrorModel, costs: Costs) -> tuple[Rung, ...]:
     """
     names = tuple(model.own)
     everything = frozenset(names)
+    if cheapest(model, costs, 0.0, frozenset(), everything) == everything:  # nothing pays, so the costs cannot guide
+        costs = Costs(unit="ops", extra=FrozenMap(dict.fromkeys(names, 1.0)))
     sets = _refined(_hull(everything, model, costs), model, costs)
     rungs = [Rung(floats, model.predict(floats), costs.predict(floats)) for floats in sets if floats != everything]
     rungs = _undominated(rungs)

@@ -255,6 +255,10 @@ class Tuned:
         """Return the outputs of a candidate on the first batch, or on `feed`."""
         return list(ADAPTER.run(self.build(candidate), self.feeds[0] if feed is None else feed))
 
+    def float_model(self, folder: Path) -> onnx.ModelProto:
+        """Return the normalised float model, whole: what the stock tool gets, so that both start from the same graph."""
+        return onnx.load(str(ADAPTER.save(self.build(Candidate()), folder / "normalised")))
+
     def floats(self, candidate: Candidate | None = None) -> list[str]:
         """Return the ops that stayed float."""
         return [op.name for op in self.build(candidate).report.ops if op.is_float]

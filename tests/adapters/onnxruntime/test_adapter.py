@@ -231,18 +231,21 @@ def test_candidate_with_unknown_names_is_refused(tmp_path):
         tuned.build(Candidate.of({"nope": config}))
     with pytest.raises(CapabilityError, match="'ghost'"):
         tuned.build(Candidate.of({}, [TensorRange(tensor="ghost", observer=Observer.KL)]))
-    with pytest.raises(CapabilityError, match="bias_correction"):
-        tuned.build(Candidate.of({}, [], ["bias_correction"]))
+    with pytest.raises(CapabilityError, match="no_such_recipe"):
+        tuned.build(Candidate.of({}, [], ["no_such_recipe"]))
     with pytest.raises(CapabilityError, match="relu1"):
         tuned.build(Candidate.of({"relu1": config}))
 
 
-def test_float_candidate_is_bit_equal_to_the_callers_model_on_every_net():
+def test_float_candidate_computes_what_the_callers_model_computes():
     for name, make in graphs.NETS.items():
         model = make()
         (feed,) = graphs.batches(model, 1)
         built = ADAPTER.build(ADAPTER.load(model, AdapterOptions()), FLOAT_CANDIDATE, None, 1)
-        np.testing.assert_array_equal(ADAPTER.run(built, feed)[0], graphs.run(model, feed)[0], err_msg=name)
+        found, expected = ADAPTER.run(built, feed)[0], graphs.run(model, feed)[0]
+        # Only a mean that became a pooling (in the residual net) sums in another order.
+        tolerance = 1e-5 if name == "residual" else 0
+        np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance, err_msg=name)
 
 
 def test_every_float_op_has_a_reason(tmp_path):

@@ -137,6 +137,49 @@ def test_batch_norm_stays_where_something_else_reads_the_convolution():
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.parametrize(
+    ("axes", "keepdims", "expected"),
+    [
+        ([2, 3], 0, ["Conv", "Relu", "GlobalAveragePool", "Flatten"]),
+        ([2, 3], 1, ["Conv", "Relu", "GlobalAveragePool"]),
+        ([-1, -2], 0, ["Conv", "Relu", "GlobalAveragePool", "Flatten"]),
+        ([3], 0, ["Conv", "Relu", "ReduceMean"]),
+        ([1, 2, 3], 0, ["Conv", "Relu", "ReduceMean"]),
+        ([0, 1], 1, ["Conv", "Relu", "ReduceMean"]),
+    ],
+)
+@pytest.mark.parametrize("opset", [17, 18])
+def test_mean_over_all_spatial_axes_is_a_pooling(axes, keepdims, expected, opset):
+    place = {"axes": axes} if opset == 17 else {}
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], "conv"),
+        helper.make_node("Relu", ["c"], ["r"], "relu"),
+        helper.make_node("ReduceMean", ["r", *([] if place else ["axes"])], ["y"], "mean", keepdims=keepdims, **place),
+    ]
+    found = weights(w=(8, 3, 3, 3), b=(8,)) | ({} if place else {"axes": np.array(axes)})
+    source = graph_of(nodes, found, {"x": ["n", 3, 8, 8]}, opset=opset)
+    hold = model.load(source)
+    assert types(hold) == expected
+    assert hold.graph.ops[2].name == "mean"
+    (feed,) = graphs.batches(source, 1)
+    produced, wanted = outputs(hold, feed)[0], graphs.run(source, feed)[0]
+    assert produced.shape == wanted.shape
+    np.testing.assert_allclose(produced, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_mean_over_tokens_and_features_of_unknown_rank_stays():
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"], "mm"),
+        helper.make_node("Tanh", ["m"], ["t"], "tanh"),
+        helper.make_node("ReduceMean", ["t"], ["y"], "mean", axes=[1, 2], keepdims=0),
+    ]
+    assert types(model.load(graph_of(nodes, weights(w=(16, 12)), {"x": ["n", 7, 16]}))) == [
+        "MatMul",
+        "Tanh",
+        "ReduceMean",
+    ]
+
+
 def test_names_that_are_unique_stay_and_the_others_become_so():
     source = graphs.conv_net()
     for node, name in zip(source.graph.node, ["a", "", "twice", "twice", ""], strict=False):

@@ -6,6 +6,8 @@ import pytest
 
 pytest.importorskip("onnxruntime", reason='the adapter needs its framework: pip install "neural-tune[onnxruntime]"')
 
+from dataclasses import replace
+
 import graphs
 import numpy as np
 import onnx
@@ -95,6 +97,38 @@ def test_excluded_reader_of_a_shared_tensor_and_weight_is_really_float(tmp_path)
     expected = graphs.run(model, tuned.feeds[0])
     assert np.abs(left - expected[0]).max() > 1e-4
     np.testing.assert_array_equal(right, expected[1])
+
+
+@pytest.mark.parametrize("kind", ["conv", "gemm"])
+def test_float_op_between_int8_ops_is_really_float(kind, tmp_path):
+    """The runtime gives such an op int8 weights of its own, per tensor: here one channel is a thousand times the others."""
+    if kind == "conv":
+        nodes = [helper.make_node("Conv", ["x", "w1"], ["c1"], "first")]
+        nodes += [
+            helper.make_node("Conv", ["c1", "w2"], ["c2"], "middle"),
+            helper.make_node("Relu", ["c2"], ["r"], "relu"),
+        ]
+        nodes += [helper.make_node("Conv", ["r", "w3"], ["y"], "last")]
+        found, shape = weights(w1=(8, 3, 3, 3), w2=(8, 8, 3, 3), w3=(4, 8, 1, 1)), ["n", 3, 12, 12]
+    else:
+        nodes = [helper.make_node("Gemm", ["x", "w1"], ["c1"], "first", transB=1)]
+        nodes += [
+            helper.make_node("Gemm", ["c1", "w2"], ["c2"], "middle", transB=1),
+            helper.make_node("Relu", ["c2"], ["r"]),
+        ]
+        nodes += [helper.make_node("Gemm", ["r", "w3"], ["y"], "last", transB=1)]
+        found, shape = weights(w1=(16, 12), w2=(16, 16), w3=(4, 16)), ["n", 12]
+    found["w2"][0] *= 1000
+    found["w3"][:, 0] /= 1000  # so that the small channels decide the output
+    model = graph_of(nodes, found, {"x": shape})
+    tuned = tune(model, tmp_path)
+    full = tuned.space.preferred()
+    first = full.ops["first"]
+    candidate = Candidate.of({"first": replace(first, output=first.activation), "last": full.ops["last"]})
+    path = graphs.ADAPTER.save(tuned.build(candidate), tmp_path / "saved")
+    assert guard.count_fusions(path).integer_kernels == 2
+    optimized, literal = (graphs.run(path, tuned.feeds[0], optimize=level)[0] for level in (True, False))
+    assert error(optimized, literal) < 0.01
 
 
 def test_duplicate_node_names_are_told_apart(tmp_path):
