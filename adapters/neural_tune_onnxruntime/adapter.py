@@ -15,20 +15,21 @@ import onnxruntime
 
 from neural_tune.errors import AdapterError, CapabilityError
 from neural_tune.protocols import AdapterOptions, BuildReport, Inputs, Outputs
-from neural_tune.values import Candidate, Capability
+from neural_tune.values import Candidate, Capability, LatencyProfile
 from neural_tune_onnxruntime import build as building
 from neural_tune_onnxruntime import calibrate as calibration
-from neural_tune_onnxruntime import capability, guard, model, plugin, save, session, spool, statistics
+from neural_tune_onnxruntime import capability, guard, model, plugin, profile, save, session, spool, statistics
 from neural_tune_onnxruntime.build import Built
 from neural_tune_onnxruntime.inputs import Feed, InputInfo, check_finite, to_feed
 from neural_tune_onnxruntime.model import OnnxModel
 from neural_tune_onnxruntime.processor import Processor
 from neural_tune_onnxruntime.session import Session
 from neural_tune_onnxruntime.statistics import Statistics
+from neural_tune_onnxruntime.toggles import ToggleModel
 
 
 class OnnxRuntimeAdapter:
-    """Implements `neural_tune.protocols.Adapter` and `GuardsArtifact` for ONNX models."""
+    """Implements `neural_tune.protocols.Adapter`, `GuardsArtifact`, `ProbesSensitivity` and `ProfilesLatency` for ONNX models."""
 
     name = "onnxruntime"
 
@@ -119,6 +120,18 @@ class OnnxRuntimeAdapter:
     def guard(self, artifact: Path, inputs: Inputs) -> tuple[str, ...]:
         """Return what a person must see: outputs that depend on the optimization level, kernels that were not fused."""
         return guard.examine(artifact, inputs)
+
+    def toggles(
+        self, model: OnnxModel, candidate: Candidate, statistics: Statistics | None, threads: int | None
+    ) -> ToggleModel:
+        """Return one session in which any subset of the ops of `candidate` can be switched to int8."""
+        return ToggleModel(model, candidate, statistics, threads)
+
+    def profile(
+        self, model: OnnxModel, candidate: Candidate, statistics: Statistics | None, inputs: Inputs, threads: int
+    ) -> LatencyProfile:
+        """Return the times per op, float and int8, and what it costs to cross between them."""
+        return profile.profile(model, candidate, statistics, inputs, threads)
 
 
 def _check_options(options: AdapterOptions) -> None:

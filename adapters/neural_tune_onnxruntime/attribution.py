@@ -66,13 +66,29 @@ def attribute(model: OnnxModel, optimized: Graph, cost: Mapping[str, float]) -> 
     return spent
 
 
+def carried(model: OnnxModel, node: Op) -> tuple[str, ...]:
+    """Return the tensors of `model` whose elements the first output of an optimized node holds, as far as names tell."""
+    names = (node.outputs[0], node.name.removesuffix(_BLOCKED) if node.name.endswith(_BLOCKED) else "")
+    found = (_stem(model, name) for name in names if name)
+    return tuple(dict.fromkeys(name for name in found if name is not None))
+
+
+def _stem(model: OnnxModel, tensor: str) -> str | None:
+    """Return the tensor of the model that a tensor of the optimized graph carries, in whatever layout or precision."""
+    known = model.graph
+    for name in (tensor, tensor.split(model.mark, maxsplit=1)[0], _MOVED.sub("", tensor)):
+        if name in known.producers or name in model.input_names:
+            return name
+    return None
+
+
 class _Tracer:
     def __init__(self, model: OnnxModel, optimized: Graph) -> None:
+        self._model = model
         self._graph = model.graph
         self._mark = model.mark
         self._ops = {op.name: op for op in model.graph.ops}
         self._optimized = optimized
-        self._tensors = set(model.graph.producers) | set(model.input_names)
 
     def book(self, node: Op, cost: float, spent: Spent) -> None:
         """Add the cost of one node to what it was spent on."""
@@ -125,19 +141,15 @@ class _Tracer:
             if match is not None or not kind:
                 return match or op
             front = [
-                self._graph.producers[tensor] for item in front for tensor in item.inputs if tensor in self._graph.producers
+                self._graph.producers[tensor]
+                for item in front
+                for tensor in item.inputs
+                if tensor in self._graph.producers
             ]
         return op
 
     def _stem(self, tensor: str) -> str | None:
-        """Return the tensor of the model that a tensor of the optimized graph carries."""
-        if tensor in self._tensors:
-            return tensor
-        base = tensor.split(self._mark)[0]
-        if base in self._tensors:
-            return base
-        moved = _MOVED.sub("", tensor)
-        return moved if moved in self._tensors else None
+        return _stem(self._model, tensor)
 
     def _tensor(self, node: Op) -> str | None:
         """Return the tensor that a conversion converts."""

@@ -97,6 +97,8 @@ def restore(artifact: Path, threads: int | None) -> Built:
 
 
 def ranges_of(statistics: Statistics | None) -> regions.FindRange:
+    """Return the function that lays a tensor of the statistics out over the codes of a spec."""
+
     def find(tensor: str, spec: QuantSpec, choice: TensorRange | None) -> qparams.Parameters:
         if statistics is None:
             message = f"tensor {tensor!r} is to be quantized statically, but there are no statistics: calibrate first"

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,20 @@ import numpy as np
 import onnx
 
 from neural_tune.errors import AdapterError
+from neural_tune.measure import compare_speed
 from neural_tune.protocols import Inputs
 from neural_tune.values import FLOAT_CANDIDATE, Candidate, Capability, FrozenMap, LatencyProfile, Role
 from neural_tune.values.insight import Int8Regions
 from neural_tune_onnxruntime import build as building
 from neural_tune_onnxruntime import capability, session
-from neural_tune_onnxruntime.attribution import Spent, attribute
+from neural_tune_onnxruntime.attribution import Spent, attribute, carried
 from neural_tune_onnxruntime.build import Built
 from neural_tune_onnxruntime.graph import Graph
 from neural_tune_onnxruntime.inputs import Feed, to_feed
 from neural_tune_onnxruntime.model import OnnxModel
 from neural_tune_onnxruntime.statistics import Statistics
 
-_SECONDS = 0.5  # per session with the profiler, and per session without
+_SECONDS = 0.4  # per session with the profiler, and per session without
 _LEAST_RUNS, _MOST_RUNS = 10, 200
 _SUFFIX = "_kernel_time"
 # What the fits may correct: more than a factor two means that the machine was disturbed, or the model is wrong.
@@ -47,7 +49,7 @@ class Recording:
         candidate: What it runs.
         optimized: The graph that the optimizer made of it.
         node_ms: Node -> milliseconds inside the kernel, as the profiler saw it.
-        elements: Tensor -> element count, for the tensors that nodes write.
+        elements: Tensor of the model -> element count, for the tensors that nodes write.
         run_ms: Milliseconds of a whole run without the profiler.
     """
 
@@ -99,14 +101,18 @@ def record(
 ) -> list[Recording]:
     """Return what the sessions of `candidates` do with their time on `feed`; nothing stays on disk."""
     built = [building.build(model, item, statistics, threads) for item in candidates]
-    run_ms = _in_turn(built, feed)
+    run_ms = _run_ms(built, feed, threads)
     recordings = []
     for item, one, whole in zip(candidates, built, run_ms, strict=True):
         optimized, events = _profiled(one, feed, threads)
         node_ms, elements = _read(events)
-        recordings.append(
-            Recording(candidate=item, optimized=optimized, node_ms=node_ms, elements=elements, run_ms=whole)
-        )
+        sizes = {
+            tensor: elements[node.name]
+            for node in optimized.ops
+            if node.name in elements
+            for tensor in carried(model, node)
+        }
+        recordings.append(Recording(candidate=item, optimized=optimized, node_ms=node_ms, elements=sizes, run_ms=whole))
     return recordings
 
 
@@ -136,19 +142,25 @@ def _mixed(model: OnnxModel, candidate: Candidate) -> list[Candidate]:
     return found
 
 
-def _in_turn(built: Sequence[Built], feed: Feed) -> list[float]:
-    """Return the median milliseconds of a run of each session; they take turns, so that a slow second hits all alike."""
-    rows: list[list[float]] = []
-    end = time.perf_counter() + _SECONDS * len(built)
-    while len(rows) < _MOST_RUNS and (len(rows) < _LEAST_RUNS or time.perf_counter() < end):
-        row = []
-        for item in built:
-            start = time.perf_counter()
-            _run(item.session, feed)
-            row.append((time.perf_counter() - start) * 1e3)
-        rows.append(row)
-    # The first rounds warm the caches.
-    return [float(value) for value in np.median(rows[2:], axis=0)]
+def _run_ms(built: Sequence[Built], feed: Feed, threads: int) -> list[float]:
+    """Return the milliseconds of a run of each session, the first of which is the float model.
+
+    Each is compared with float run by run, as the finalists of a search are: the ratio holds on a busy machine, the time alone does not.
+    """
+    floats, ratios = [], []
+    for item in built[1:]:
+        found = compare_speed(
+            partial(_run, built[0].session, feed),
+            partial(_run, item.session, feed),
+            batch_size=1,
+            threads=threads,
+            repeats=_MOST_RUNS,
+            seconds=2 * _SECONDS,
+        )
+        floats.append(found.float_ms)
+        ratios.append(found.ratio)
+    float_ms = float(np.median(floats))
+    return [float_ms, *(float_ms / ratio for ratio in ratios)]
 
 
 def _run(started: session.Session, feed: Feed) -> None:

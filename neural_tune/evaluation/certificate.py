@@ -173,7 +173,7 @@ def _t_975(freedom: int) -> float:
 def _bootstrap(resampled: Resampled, sign: float, samples: int, seed: int) -> tuple[float, float]:
     """Return the 2.5 and 97.5 percentiles of the drop over resampled sets; sets on which the metric is undefined are left out."""
     generator = np.random.default_rng(seed)
-    rounds = min(max(20_000_000 // max(samples, 1), 200), 1000)  # large sets need fewer rounds for the same seconds
+    rounds = min(max(8_000_000 // max(samples, 1), 200), 400)  # large sets need fewer rounds for the same seconds
     drops = np.full(rounds, np.nan)
     for turn in range(rounds):
         before, after = resampled(generator.integers(samples, size=samples))

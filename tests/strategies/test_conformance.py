@@ -30,3 +30,35 @@ class TestExhaustive(_FirstParty):
 
 class TestRandom(_FirstParty):
     name = "random"
+
+
+class TestAuto(_FirstParty):
+    name = "auto"
+
+
+class TestMse(_FirstParty):
+    name = "mse"
+
+
+class TestConservative(_FirstParty):
+    name = "conservative"
+
+
+class _Sampled(_FirstParty):
+    @pytest.fixture(autouse=True)
+    def _optuna(self, plugin):
+        if plugin.missing:
+            pytest.skip(f"not installed: {', '.join(plugin.missing)}")
+
+
+class TestTpe(_Sampled):
+    name = "tpe"
+
+
+class TestPareto(_Sampled):
+    name = "pareto"
+
+
+@pytest.mark.slow
+class TestBayesian(_Sampled):
+    name = "bayesian"

@@ -101,7 +101,7 @@ def test_excluded_reader_of_a_shared_tensor_and_weight_is_really_float(tmp_path)
 
 @pytest.mark.parametrize("kind", ["conv", "gemm"])
 def test_float_op_between_int8_ops_is_really_float(kind, tmp_path):
-    """The runtime gives such an op int8 weights of its own, per tensor: here one channel is a thousand times the others."""
+    """The runtime gives such an op int8 weights of its own, per tensor: here one channel is twenty times the others."""
     if kind == "conv":
         nodes = [helper.make_node("Conv", ["x", "w1"], ["c1"], "first")]
         nodes += [
@@ -118,8 +118,8 @@ def test_float_op_between_int8_ops_is_really_float(kind, tmp_path):
         ]
         nodes += [helper.make_node("Gemm", ["r", "w3"], ["y"], "last", transB=1)]
         found, shape = weights(w1=(16, 12), w2=(16, 16), w3=(4, 16)), ["n", 12]
-    found["w2"][0] *= 1000
-    found["w3"][:, 0] /= 1000  # so that the small channels decide the output
+    found["w2"][0] *= 20
+    found["w3"][:, 0] /= 20  # so that the small channels decide the output
     model = graph_of(nodes, found, {"x": shape})
     tuned = tune(model, tmp_path)
     full = tuned.space.preferred()
@@ -128,7 +128,8 @@ def test_float_op_between_int8_ops_is_really_float(kind, tmp_path):
     path = graphs.ADAPTER.save(tuned.build(candidate), tmp_path / "saved")
     assert guard.count_fusions(path).integer_kernels == 2
     optimized, literal = (graphs.run(path, tuned.feeds[0], optimize=level)[0] for level in (True, False))
-    assert error(optimized, literal) < 0.01
+    # In the stock tool's graph with the op excluded: 0.13 for Conv, 0.48 for Gemm (onnxruntime 1.31).
+    assert error(optimized, literal) < 0.001
 
 
 def test_duplicate_node_names_are_told_apart(tmp_path):
