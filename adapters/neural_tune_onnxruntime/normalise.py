@@ -170,7 +170,12 @@ def _fold_batch_norms(draft: Draft) -> None:
     folded: set[str] = set()
     for norm in graph.node:
         conv = producers.get(norm.input[0]) if norm.op_type == "BatchNormalization" and norm.input else None
-        if conv is None or conv.op_type not in ("Conv", "Gemm") or readers[conv.output[0]] != 1 or conv.output[0] in fixed:
+        if (
+            conv is None
+            or conv.op_type not in ("Conv", "Gemm")
+            or readers[conv.output[0]] != 1
+            or conv.output[0] in fixed
+        ):
             continue
         if _can_fold(draft, conv, norm):
             _fold_batch_norm(draft, conv, norm)

@@ -88,8 +88,8 @@ def profile(
     draft = LatencyProfile(
         float_ms=FrozenMap(spent[0].ops),
         int8_ms=FrozenMap({name: spent[1].ops.get(name, 0.0) for name in int8}),
-        enter_ms=FrozenMap(_borders(offered, spent, sizes, "enter")),
-        leave_ms=FrozenMap(_borders(offered, spent, sizes, "leave")),
+        border_ms=FrozenMap(_borders(offered, spent, sizes, "enter")),
+        leave_ms=FrozenMap(_borders(offered, spent, sizes, "leave") | _free(model)),
         batch_size=next((len(values) for values in feed.values() if values.ndim), 1),
         threads=threads,
     )
@@ -227,6 +227,15 @@ def _borders(offered: Capability, spent: Sequence[Spent], sizes: Mapping[str, in
     return found
 
 
+def _free(model: OnnxModel) -> dict[str, float]:
+    """Return the tensors that leave int8 at no cost: Gemm and MatMul hand out float as fast as codes."""
+    return {
+        op.outputs[0]: 0.0
+        for op in model.graph.ops
+        if model.kernels[op.name].role is Role.ANCHOR and not model.kernels[op.name].emits
+    }
+
+
 def _fitted(draft: LatencyProfile, offered: Capability, recordings: Sequence[Recording]) -> LatencyProfile:
     """Return `draft` scaled so that it predicts the recorded sessions: first float, then the borders, then full int8.
 
@@ -236,11 +245,11 @@ def _fitted(draft: LatencyProfile, offered: Capability, recordings: Sequence[Rec
     for _ in range(3):  # the borders of full int8 and the int8 times of the mixed candidates depend on each other
         mixed, wanted = [], []
         for item in recordings[2:]:
-            without = _scaled(draft, {"enter_ms": 0.0, "leave_ms": 0.0}).predict(offered, item.candidate.ops)
+            without = _scaled(draft, {"border_ms": 0.0, "leave_ms": 0.0}).predict(offered, item.candidate.ops)
             mixed.append(draft.predict(offered, item.candidate.ops) - without)
             wanted.append(item.run_ms - without)
         scale = _bounded(sum(wanted), sum(mixed))
-        draft = _scaled(draft, {"enter_ms": scale, "leave_ms": scale})
+        draft = _scaled(draft, {"border_ms": scale, "leave_ms": scale})
         full = recordings[1]
         rest = _scaled(draft, {"int8_ms": 0.0}).predict(offered, full.candidate.ops)
         int8 = draft.predict(offered, full.candidate.ops) - rest

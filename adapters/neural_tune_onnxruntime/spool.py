@@ -68,7 +68,9 @@ class Spool:
             with np.load(self.folder / f"{number:06}.npz", allow_pickle=False) as file:
                 return {name: file[f"i{position}"] for position, name in enumerate(self.names)}
         except (OSError, ValueError, KeyError) as error:
-            message = f"calibration batch {number} is not readable below {str(self.folder)!r} ({error}): calibrate again"
+            message = (
+                f"calibration batch {number} is not readable below {str(self.folder)!r} ({error}): calibrate again"
+            )
             raise AdapterError(message) from error
 
 

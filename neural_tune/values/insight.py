@@ -17,24 +17,28 @@ class LatencyProfile:
     Attributes:
         float_ms: Op -> milliseconds in the float model; ops that cost nothing measurable may be missing.
         int8_ms: Op -> milliseconds in the full int8 model, 0 for what is folded away there; an op that is missing has its float time.
-        enter_ms: Tensor -> milliseconds to quantize it where a float op writes it and int8 ops read it.
-        leave_ms: Tensor -> milliseconds to dequantize it where it is written as codes and float ops read it.
+        border_ms: Tensor -> milliseconds to quantize it, where a float op writes it and int8 ops read it.
+        leave_ms: Tensor -> milliseconds to dequantize it, where an int8 op writes it and float ops read it; a tensor that is missing
+            costs what `border_ms` says. 0 where the int8 kernel hands out float anyway.
         batch_size: Samples per run.
         threads: Threads of the runtime.
     """
 
     float_ms: FrozenMap[float]
     int8_ms: FrozenMap[float]
-    enter_ms: FrozenMap[float] = field(default_factory=FrozenMap)
+    border_ms: FrozenMap[float] = field(default_factory=FrozenMap)
     leave_ms: FrozenMap[float] = field(default_factory=FrozenMap)
     batch_size: int = 1
     threads: int = 1
 
     def predict(self, capability: Capability, int8_ops: Collection[str]) -> float:
-        """Return the predicted milliseconds of a model in which exactly `int8_ops` run in int8."""
+        """Return the predicted milliseconds of a model in which exactly `int8_ops` run in int8.
+
+        A tensor is converted once, however many ops read it on the other side.
+        """
         regions = Int8Regions.of(capability, int8_ops)
-        total = sum(self.enter_ms.get(tensor, 0.0) for tensor in regions.entered)
-        total += sum(self.leave_ms.get(tensor, 0.0) for tensor in regions.left)
+        total = math.fsum(self.border_ms.get(tensor, 0.0) for tensor in regions.entered)
+        total += math.fsum(self.leave_ms.get(tensor, self.border_ms.get(tensor, 0.0)) for tensor in regions.left)
         for op in capability.ops:
             time = self.float_ms.get(op.name, 0.0)
             total += self.int8_ms.get(op.name, time) if op.name in regions.ops else time
@@ -43,20 +47,18 @@ class LatencyProfile:
 
 @dataclass(frozen=True, slots=True)
 class Int8Regions:
-    """Which ops really compute on codes when some are asked to, and where values cross between codes and float.
+    """Which ops really run in int8 when some are asked to, and where values cross between int8 and float.
 
-    A companion joins only where all its inputs are there as codes; a pass-through op goes with its input; an op that needs no
-    quantized output writes codes only where an int8 anchor reads them.
+    A pass-through op goes with its input. A companion joins a region or stays float: every input must come from an int8 op or be read by
+    an int8 anchor too, and at least one must come from an int8 op.
 
     Attributes:
-        ops: Ops on codes.
-        coded: Tensors written as codes.
-        entered: Tensors written in float and read by ops on codes.
-        left: Tensors written as codes and read by float ops, or by nobody: outputs.
+        ops: Ops in int8.
+        entered: Tensors written in float and read in int8.
+        left: Tensors written in int8 and read in float, or read by nobody: results of the model.
     """
 
     ops: frozenset[str]
-    coded: frozenset[str]
     entered: frozenset[str]
     left: frozenset[str]
 
@@ -64,38 +66,27 @@ class Int8Regions:
     def of(cls, capability: Capability, int8_ops: Collection[str]) -> Int8Regions:
         """Return the regions when exactly `int8_ops` are asked to run in int8."""
         asked = frozenset(int8_ops)
-        anchors = {op.name for op in capability.ops if op.role is Role.ANCHOR and op.name in asked}
-        read_by_anchor = {tensor for op in capability.ops if op.name in anchors for tensor in op.inputs}
-        wanted = set(read_by_anchor)
-        for op in reversed(capability.ops):
-            if op.role is Role.PASS_THROUGH and any(tensor in wanted for tensor in op.outputs):
-                wanted.update(op.inputs)
+        by_anchor = {name for op in capability.ops if op.name in asked and op.role is Role.ANCHOR for name in op.inputs}
         ops: set[str] = set()
-        coded: set[str] = set()
+        written: set[str] = set()
         for op in capability.ops:
-            if op.role is Role.PASS_THROUGH:
-                joins = bool(op.inputs) and op.inputs[0] in coded
-                writes = joins
-            elif op.name in anchors:
-                joins, writes = True, _emits(op) or any(tensor in wanted for tensor in op.outputs)
-            else:
-                known = [tensor in coded or tensor in read_by_anchor for tensor in op.inputs]
-                joins = op.name in asked and all(known) and any(tensor in coded for tensor in op.inputs)
-                writes = joins
-            if joins:
+            if _joins(op, asked, written, by_anchor):
                 ops.add(op.name)
-            if writes:
-                coded.update(op.outputs)
-        entered = {tensor for op in capability.ops if op.name in ops for tensor in op.inputs} - coded
+                written.update(op.outputs)
+        in_int8 = {tensor for op in capability.ops if op.name in ops for tensor in op.inputs}
         in_float = {tensor for op in capability.ops if op.name not in ops for tensor in op.inputs}
-        read = in_float | {tensor for op in capability.ops if op.name in ops for tensor in op.inputs}
-        left = {tensor for tensor in coded if tensor in in_float or tensor not in read}
-        return cls(frozenset(ops), frozenset(coded), frozenset(entered), frozenset(left))
+        results = written - in_int8 - in_float
+        return cls(frozenset(ops), frozenset(in_int8 - written), frozenset((written & in_float) | results))
 
 
-def _emits(op: OpCapability) -> bool:
-    """Return whether the int8 form of `op` always hands out codes."""
-    return any(config.output is not None for config in op.choices)
+def _joins(op: OpCapability, asked: frozenset[str], written: Collection[str], by_anchor: Collection[str]) -> bool:
+    """Return whether `op` runs in int8, given the tensors that int8 ops before it have written."""
+    if op.role is Role.PASS_THROUGH and op.name not in asked:
+        return bool(op.inputs) and op.inputs[0] in written
+    if op.role is not Role.COMPANION:
+        return op.name in asked
+    reachable = all(tensor in written or tensor in by_anchor for tensor in op.inputs)
+    return op.name in asked and reachable and any(tensor in written for tensor in op.inputs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -135,7 +135,7 @@ profiles = st.builds(
     LatencyProfile,
     float_ms=frozen(numbers),
     int8_ms=frozen(numbers),
-    enter_ms=frozen(numbers),
+    border_ms=frozen(numbers),
     leave_ms=frozen(numbers),
     batch_size=counts,
     threads=counts,

@@ -8,7 +8,7 @@ function as it is, and changes the ranges of the tensors between.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -243,7 +243,7 @@ class _Walk:
     branches: bool
     divided: list[Part]
     tensors: list[str]
-    readers: list[Reader] | Any = None
+    readers: list[Reader] = field(default_factory=list)
 
     def follow(self, place: _Place) -> None:
         """Go on behind `place`, to the consumers.
@@ -251,7 +251,6 @@ class _Walk:
         Raises:
             _NoWayError: something there does not commute.
         """
-        self.readers = self.readers or []
         graph = self.model.graph
         if place.tensor in graph.fixed:
             raise _NoWayError(f"{place.tensor!r} is an output of the model, or read by a subgraph")
@@ -285,7 +284,7 @@ class _Walk:
             part = Part(op=op.name, position=1, trailing=1, repeat=max(1, width // place.channels))
         else:
             raise _NoWayError(f"{op.name!r} ({op.type}) reads {place.tensor!r} along another axis than its channels")
-        if part.repeat * place.channels != width and not part.groups or (part.repeat > 1 and not place.flat):
+        if (part.repeat * place.channels != width and not part.groups) or (part.repeat > 1 and not place.flat):
             raise _NoWayError(f"{op.name!r} ({op.type}) has {width} inputs for {place.channels} channels")
         return Reader(op=op.name, tensor=place.tensor, axis=place.axis, weight=part)
 

@@ -120,7 +120,11 @@ def test_weights_keep_their_codes(tmp_path):
     full = tuned.space.preferred()
     plain, corrected = (tuned.build(Candidate.of(full.ops, (), recipes)).proto for recipes in ((), CORRECTED))
     codes = [
-        [np.asarray(tuned_codes(tensor, tuned)) for tensor in proto.graph.initializer if tensor.name.endswith("weight_q")]
+        [
+            np.asarray(tuned_codes(tensor, tuned))
+            for tensor in proto.graph.initializer
+            if tensor.name.endswith("weight_q")
+        ]
         for proto in (plain, corrected)
     ]
     assert len(codes[0]) == len(codes[1]) == 4

@@ -165,7 +165,7 @@ def test_planted_outlier_channels_vanish(depthwise, tmp_path):
     clean = pair(spread=0.0, depthwise=depthwise)
     feeds = graphs.batches(model, 4, 8)
     sabotaged, reference = Tuned(model, feeds, tmp_path / "a"), Tuned(clean, feeds, tmp_path / "b")
-    assert error(sabotaged) > 4 * error(reference)
+    assert error(sabotaged) > 3 * error(reference)
     assert error(sabotaged, EQUALIZED) <= 2 * error(reference)
 
 

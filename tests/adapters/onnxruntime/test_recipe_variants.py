@@ -34,7 +34,9 @@ def with_recipes(tuned, recipes):
 
 
 def test_only_recipes_with_something_to_do_are_offered(tmp_path):
-    assert ADAPTER.query(graphs.Tuned(graphs.perceptron(), graphs.batches(graphs.perceptron()), tmp_path).hold).recipes == (
+    assert ADAPTER.query(
+        graphs.Tuned(graphs.perceptron(), graphs.batches(graphs.perceptron()), tmp_path).hold
+    ).recipes == (
         "equalization",
         "bias_correction",
     )
@@ -52,7 +54,9 @@ def test_a_recipe_that_is_not_offered_is_refused_by_name(tuned):
 @pytest.mark.parametrize("recipes", [(), ("equalization",), ("bias_correction",), BOTH])
 def test_ops_and_precisions_are_the_same_with_and_without_recipes(tuned, recipes):
     plain, changed = tuned.build(), tuned.build(with_recipes(tuned, recipes))
-    assert [(op.name, op.precision) for op in changed.report.ops] == [(op.name, op.precision) for op in plain.report.ops]
+    assert [(op.name, op.precision) for op in changed.report.ops] == [
+        (op.name, op.precision) for op in plain.report.ops
+    ]
     assert changed.size == pytest.approx(plain.size, rel=0.1)
 
 
