@@ -209,7 +209,28 @@ def _restored_accuracy(run: Run, ops: tuple[str, ...]) -> str:
         if other is not None:
             name = next(iter(result.metrics))
             return f"accuracy: float changes {name} by {other.metrics[name] - result.metrics[name]:+.4g} (trials {result.trial.number}, {other.trial.number})"
-    return f"accuracy: the strategy {run.strategy.name!r} left it in float"
+    return _predicted(run, ops)
+
+
+def _predicted(run: Run, ops: tuple[str, ...]) -> str:
+    """Return what the probes said about a group that no pair of trials measured alone."""
+    insight = run.history.insight
+    latency = insight.latency if insight else None
+    if latency is not None and any(op in latency.int8_ms for op in ops):
+        in_float, in_int8 = (sum(times.get(op, 0.0) for op in ops) for times in (latency.float_ms, latency.int8_ms))
+        if in_int8 >= in_float:
+            return f"slower in int8: {in_int8:.3g} ms against {in_float:.3g} ms"
+    known = (insight.divergence_with_recipes or insight.divergence) if insight else {}
+    name = next((group.name for group in run.space.groups if group.ops == ops), "")
+    if name in known:
+        rank = sorted(known.values(), reverse=True).index(known[name]) + 1
+        told = (
+            f"in int8 alone it moves the outputs by {known[name]:.2g} of their variance (rank {rank} of {len(known)})"
+        )
+        if latency is not None and rank > len(known) // 2:
+            return f"latency: predicted not to pay beside its float neighbours; {told}"
+        return f"accuracy: {told}"
+    return f"the strategy {run.strategy.name!r} left it in float"
 
 
 def _why_nothing(history: History, ended: str) -> str:

@@ -221,6 +221,9 @@ class _Writer:
 
     def _switched(self, unit: Unit) -> Iterator[onnx.NodeProto]:
         """Yield the nodes of a unit: one If per manner, nested, with the float op innermost."""
+        if not unit.plans:
+            yield from (unit.op.node, *self._following(unit))
+            return
         body = self._body(unit, [unit.op.node, *self._following(unit)], [], unit.output)
         for manner, planned in unit.plans.items():
             nodes, tensors, seen = qdq.write_op(self._int8_model, planned, unit.op)

@@ -130,16 +130,23 @@ def batches(inputs: Arrays, size: int = BATCH) -> Iterator[dict[str, Array]]:
         yield {name: array[start : start + size] for name, array in inputs.items()}
 
 
-def outputs_of(run: Run, inputs: Arrays) -> Array:
+def outputs_of(run: Run, inputs: Arrays, size: int = BATCH) -> Array:
     """Return the first output for all of `inputs`."""
-    return np.concatenate([run(batch) for batch in batches(inputs)])
+    return np.concatenate([run(batch) for batch in batches(inputs, size)])
 
 
 class Meter:
-    """Evaluates models on the validation data and counts it; the count survives a kill, in `progress.json`."""
+    """Evaluates models on the validation data and counts it; the count survives a kill, in `progress.json`.
+
+    Attributes:
+        calls: Evaluations.
+        full: Those of the whole set.
+        samples: Samples evaluated.
+        metrics: What each call found.
+    """
 
     def __init__(self, task: Task, folder: Path) -> None:
-        self.task, self.calls, self.samples, self.metrics = task, 0, 0, list[float]()
+        self.task, self.calls, self.full, self.samples, self.metrics = task, 0, 0, 0, list[float]()
         self._path = folder / "progress.json"
 
     @property
@@ -151,12 +158,13 @@ class Meter:
         """Return the metric on the whole set: one call, one pass."""
         return self.scores(run, np.arange(self.task.samples))[0]
 
-    def scores(self, run: Run, samples: Sequence[int] | Array) -> tuple[float, list[float]]:
-        """Return the metric and the value of each sample, on some of the samples."""
+    def scores(self, run: Run, samples: Sequence[int] | Array, size: int = BATCH) -> tuple[float, list[float]]:
+        """Return the metric and the value of each sample, on some of the samples, run in batches of `size`."""
         rows = self.task.rows(samples)
-        found = outputs_of(run, {name: array[rows] for name, array in self.task.inputs.items()})
+        found = outputs_of(run, {name: array[rows] for name, array in self.task.inputs.items()}, size)
         value = self.task.score(found, samples)
         self.calls, self.samples = self.calls + 1, self.samples + len(samples)
+        self.full += len(samples) == self.task.samples
         self.metrics.append(value)
         self._path.write_text(json.dumps({"calls": self.calls, "samples": self.samples, "passes": self.passes}))
         return value, self.task.values(found, samples)
@@ -190,20 +198,21 @@ def _peak_mb() -> float:
 
 
 def compare(
-    run_float: Run, run_tuned: Run, task: Task, size: int, *, seconds: float = 3.0, most: int = 300
+    run_float: Run, run_tuned: Run, task: Task, size: int, *, seconds: float = 4.0, most: int = 200
 ) -> dict[str, float]:
-    """Return how many times faster the tuned model is: median of the ratios of neighbouring runs, in alternating order, by wall time.
+    """Return how many times faster the tuned model is: the median of the ratios of neighbouring blocks of runs, in alternating order.
 
-    Neighbours suffer alike from other work on the machine; its quartiles say how far that held.
+    By CPU time: with one thread that is the time the model takes when nobody else wants the core. The quartiles say how steady it was.
     """
     batch = {name: array[:size] for name, array in task.inputs.items()}
-    for run in (run_float, run_tuned) * 5:
-        run(batch)
+    runs = _block_size(run_float, batch)
     rows: list[tuple[float, float]] = []
     end = time.perf_counter() + seconds
-    while len(rows) < most and (len(rows) < 20 or time.perf_counter() < end):
+    for run in (run_float, run_tuned):
+        _timed(run, batch, runs)
+    while len(rows) < most and (len(rows) < 15 or time.perf_counter() < end):
         order = (run_float, run_tuned) if len(rows) % 2 else (run_tuned, run_float)
-        times = {run: _timed(run, batch) for run in order}
+        times = {run: _timed(run, batch, runs) for run in order}
         rows.append((times[run_float], times[run_tuned]))
     ratios = [reference / tuned for reference, tuned in rows]
     low, middle, high = statistics.quantiles(ratios, n=4)
@@ -214,13 +223,22 @@ def compare(
         "float_ms": round(statistics.median(row[0] for row in rows) * 1e3, 4),
         "ms": round(statistics.median(row[1] for row in rows) * 1e3, 4),
         "rounds": len(rows),
+        "runs_per_round": runs,
     }
 
 
-def _timed(run: Run, batch: Arrays) -> float:
-    start = time.perf_counter()
+def _block_size(run: Run, batch: Arrays) -> int:
+    """Return how many runs take about 5 ms: a single short one is lost in the resolution of the clock."""
     run(batch)
-    return max(time.perf_counter() - start, 1e-9)
+    return max(1, min(100, round(0.005 / _timed(run, batch, 3))))
+
+
+def _timed(run: Run, batch: Arrays, runs: int) -> float:
+    """Return CPU seconds per run."""
+    start = time.process_time()
+    for _ in range(runs):
+        run(batch)
+    return max(time.process_time() - start, 1e-9) / runs
 
 
 def child(contest: Callable[[Task, Path, str], dict[str, Any]]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
 
 def quantize(model: Path, target: Path, calibration: Arrays) -> None:
     """Write `target`: QDQ, every op type, unsigned activations by MinMax, signed weights per channel."""
+    logging.disable(logging.WARNING)  # one line per LayerNormalization: its weight has no second axis
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
@@ -44,6 +46,7 @@ def quantize(model: Path, target: Path, calibration: Arrays) -> None:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
+    logging.disable(logging.NOTSET)
 
 
 def session(model: Path | bytes, threads: int = 1) -> onnxruntime.InferenceSession:

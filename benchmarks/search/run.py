@@ -14,6 +14,7 @@ import argparse
 import datetime as dt
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -33,7 +34,11 @@ sys.path.insert(0, str(HERE.parent / "onnxruntime"))
 from timing import machine  # noqa: E402 - the neighbour's folder is no package
 
 PEERS = {"inc": "inc_2x", "nncf": "nncf_openvino", "ort": "ort_static"}
-INC_STRATEGIES = ("basic", "mse_v2")
+PEER_SETTINGS = {
+    "inc": {"INC basic": "basic", "INC mse_v2": "mse_v2"},
+    "nncf": {"NNCF, batches of 50": "50", "NNCF, one by one": "1"},
+    "ort": {"ORT quantize_static": ""},
+}
 STRATEGIES = ("auto", "basic", "conservative", "mse", "bayesian", "tpe", "pareto", "random")
 
 
@@ -53,6 +58,11 @@ class Contestant:
     setting: str = ""
     peer: str = ""
 
+    @property
+    def file_name(self) -> str:
+        """The name without blanks and commas."""
+        return self.name.replace(",", "").replace(" ", "-")
+
 
 def main() -> int:
     arguments = parsed()
@@ -60,7 +70,7 @@ def main() -> int:
     for task in listed(arguments.tasks):
         for contestant in contestants(arguments):
             row = compete(task, contestant, arguments.limit)
-            path = arguments.out / f"{task}--{contestant.name.replace(' ', '-').replace(':', '-')}.json"
+            path = arguments.out / f"{task}--{contestant.file_name}.json"
             path.write_text(json.dumps(row, indent=1, sort_keys=True) + "\n")
             print(f"{task:9} {contestant.name:28} {row['status']:12} {str(row.get('reason', ''))[:150]}", flush=True)
     written = table.write(arguments.out)
@@ -79,7 +89,7 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("--peers", default=",".join(PEERS), help=f"some of {','.join(PEERS)}")
     parser.add_argument("--out", type=Path, default=CACHE / "results")
-    parser.add_argument("--limit", type=float, default=1800.0, help="wall seconds per contestant and task")
+    parser.add_argument("--limit", type=float, default=1800.0, help="CPU seconds per contestant and task")
     arguments = parser.parse_args()
     unknown = [*(set(listed(arguments.peers)) - set(PEERS)), *(set(listed(arguments.tasks)) - set(TASKS))]
     unknown += set(listed(arguments.tracks)) - {"fallback", "any"}
@@ -102,11 +112,8 @@ def contestants(arguments: argparse.Namespace) -> Iterator[Contestant]:
             yield Contestant(f"neural_tune {strategy} {track}", HERE / "ours.py", f"{strategy}:{track}")
     for peer in listed(arguments.peers):
         script = HERE / "peers" / f"{PEERS[peer]}.py"
-        if peer == "inc":
-            for strategy in INC_STRATEGIES:
-                yield Contestant(f"INC {strategy}", script, strategy, PEERS[peer])
-        else:
-            yield Contestant({"nncf": "NNCF OpenVINO", "ort": "ORT quantize_static"}[peer], script, "", PEERS[peer])
+        for name, setting in PEER_SETTINGS[peer].items():
+            yield Contestant(name, script, setting, PEERS[peer])
 
 
 def compete(name: str, contestant: Contestant, limit: float) -> dict[str, Any]:
@@ -124,37 +131,51 @@ def compete(name: str, contestant: Contestant, limit: float) -> dict[str, Any]:
         output = getattr(error, "stderr", None) or ""
         return {**head, "status": "skipped", "reason": f"{error} {output[-800:]}".strip()}
     head["model_sha256"] = hashlib.sha256(task.model.read_bytes()).hexdigest()[:16]
-    folder = CACHE / "runs" / name / contestant.name.replace(" ", "-")
+    folder = CACHE / "runs" / name / contestant.file_name
     folder.mkdir(parents=True, exist_ok=True)
     for stale in ("found.json", "judged.json", "progress.json", "outputs.npz"):
         (folder / stale).unlink(missing_ok=True)
     command = [str(python), str(contestant.script), "--task", str(task.folder), "--folder", str(folder)]
-    cut = supervised([*command, "--setting", contestant.setting], folder / "log.txt", limit)
-    found = result(folder, cut)
+    cut, used = supervised([*command, "--setting", contestant.setting], folder / "log.txt", limit)
+    found = {"cpu_child_s": round(used, 2), **result(folder, cut)}
     if found.get("artifact"):
         judge = [sys.executable, str(HERE / "judge.py"), "--task", str(task.folder), "--folder", str(folder)]
-        if supervised(judge, folder / "judge.txt", 900.0) or not (folder / "judged.json").exists():
+        if supervised(judge, folder / "judge.txt", 3600.0)[0] or not (folder / "judged.json").exists():
             found["judge_failed"] = (folder / "judge.txt").read_text()[-1500:]
         else:
             found |= json.loads((folder / "judged.json").read_text())
     return {**head, **found}
 
 
-def supervised(command: list[str], log: Path, limit: float) -> str:
-    """Run a child with its output in `log`; return "" or why it was ended. SIGTERM first: ours then returns the best so far."""
+def supervised(command: list[str], log: Path, limit: float) -> tuple[str, float]:
+    """Run a child with its output in `log`; return "" or why it was ended, and its CPU seconds.
+
+    The limit is one of CPU time, so that other work on the machine does not decide who is cut off. SIGTERM comes first: ours then
+    returns the best so far.
+    """
     with log.open("w") as out:
         child = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=log.parent, start_new_session=True)
-        try:
-            child.wait(limit)
-        except subprocess.TimeoutExpired:
-            child.send_signal(signal.SIGTERM)
-            try:
-                child.wait(120)
-            except subprocess.TimeoutExpired:
+        used, told = 0.0, 0.0
+        while child.poll() is None:
+            time.sleep(0.2)
+            used = max(used, cpu_seconds(child.pid))
+            if used > limit and not told:
+                child.send_signal(signal.SIGTERM)
+                told = used
+            elif told and used > told + 60:
                 child.kill()
-                child.wait()
-            return f"cut off after {limit:.0f} s of wall time"
-    return "" if child.returncode == 0 else f"the process ended with exit status {child.returncode}"
+    if told:
+        return f"cut off after {limit:.0f} s of CPU time", used
+    return ("" if child.returncode == 0 else f"the process ended with exit status {child.returncode}"), used
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU seconds of a process and its ended children; 0 when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
 
 
 def result(folder: Path, cut: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ _LEGEND = """
 *passes*: validation samples evaluated over the size of the set, baseline and certificate included. *calls*: calls of the evaluation function, counted \
 inside it. *CPU s*: from the call of the tuner to the certified model, one core; *peak MB* of that process. *float ops*: products (convolutions, \
 matrix products) that the tool left in float, that the runtime really runs in float after its own fusions, and all of them. *drop*: in units \
-of the metric, against the same model in float in the same runtime, judged outside the tool. *speed-up*: interleaved, one thread, in the \
+of the metric, against the same model in float in the same runtime, judged outside the tool. *speed-up*: interleaved, one thread, CPU time, in the \
 runtime of the model (quartiles). A star marks an accepted model whose drop the judge finds above the tolerable one.
 """
 
@@ -32,6 +32,7 @@ def write(folder: Path) -> Path:
     """Write results.json and results.md from all rows in `folder`; return the path of the latter."""
     paths = sorted(path for path in folder.glob("*--*.json"))
     rows = [json.loads(path.read_text()) for path in paths]
+    rows.sort(key=lambda row: (row["task"], not row["contestant"].startswith("neural_tune"), row["contestant"]))
     (folder / "results.json").write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
     target = folder / "results.md"
     target.write_text(markdown(rows))
@@ -75,7 +76,11 @@ def cells(row: dict[str, Any]) -> list[str]:
         number(row.get("passes"), 2),
         number(row.get("calls"), 0),
         number(row.get("trials"), 0),
-        number(row.get("cpu_s"), 1),
+        number(row.get("cpu_s"), 1)
+        if "cpu_s" in row
+        else f"> {row['cpu_child_s']:.0f}"
+        if "cpu_child_s" in row
+        else "-",
         number(row.get("peak_mb"), 0),
         " / ".join(number(count, 0) for count in counts) if "products" in row else "-",
         drop(row),

@@ -26,6 +26,7 @@ from neural_tune.values import History, TrialResult, TrialStatus
 
 _FILE_WIDTH = 120
 _STAGES = {
+    "probes": "probing ops",
     "baseline": "float baseline",
     "calibration": "calibration",
     "search": "search",

@@ -64,7 +64,7 @@ def main(task: Task, folder: Path, setting: str) -> dict[str, Any]:
     )
     found: dict[str, Any] = {**watch.read(), "calls": meter.calls, "passes": meter.passes, "trials": meter.calls - 1}
     if tuned is None:
-        return {**found, "status": "best_effort", "reason": f"fit returned None: {records.last()}"}
+        return {**found, "status": "no model", "reason": f"fit returned None: {records.last()}"}
     target = folder / "tuned.onnx"
     onnx.save(tuned.model, str(target))
     return {
@@ -94,10 +94,10 @@ def runner(model: Any) -> Run:
 
 
 class Records(logging.Handler):
-    """Keeps the warnings and errors that INC logs instead of raising."""
+    """Keeps the errors that INC logs instead of raising."""
 
     def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__(logging.ERROR)
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:

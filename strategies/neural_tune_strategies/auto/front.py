@@ -17,6 +17,9 @@ from neural_tune_strategies.auto.cut import Labelling
 from neural_tune_strategies.auto.ranking import ErrorModel
 
 _Floats = frozenset[str]
+# Steps by which the error falls more than this are filled in, each with at most so many points.
+_LARGE_STEP = 1.25
+_MOST_TAKEN_BACK = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +47,17 @@ def ladder(model: ErrorModel, costs: Costs) -> tuple[Rung, ...]:
     if cheapest(model, costs, 0.0, frozenset(), everything) == everything:  # nothing pays, so the costs cannot guide
         costs = Costs(unit="ops", extra=FrozenMap(dict.fromkeys(names, 1.0)))
     sets = _refined(_hull(everything, model, costs), model, costs)
-    rungs = [Rung(floats, model.predict(floats), costs.predict(floats)) for floats in sets if floats != everything]
-    rungs = _undominated(rungs)
+    rungs = _undominated(_rung(floats, model, costs) for floats in sets if floats != everything)
+    rungs = _undominated([*rungs, *_between(rungs, model, costs)])
     floats = rungs[-1].floats if rungs else frozenset()
     for name in sorted(everything - floats, key=lambda name: (-model.own[name], costs.extra[name], name))[:-1]:
         floats |= {name}
-        rungs.append(Rung(floats, model.predict(floats), costs.predict(floats)))
+        rungs.append(_rung(floats, model, costs))
     return tuple(rungs)
+
+
+def _rung(floats: _Floats, model: ErrorModel, costs: Costs) -> Rung:
+    return Rung(floats, model.predict(floats), costs.predict(floats))
 
 
 def cheapest(model: ErrorModel, costs: Costs, weight: float, least: _Floats, most: _Floats) -> _Floats:
@@ -123,7 +130,25 @@ def _union(units: Iterable[_Floats]) -> _Floats:
     return frozenset().union(*units)
 
 
-def _undominated(rungs: Sequence[Rung]) -> list[Rung]:
+def _between(rungs: Sequence[Rung], model: ErrorModel, costs: Costs) -> list[Rung]:
+    """Return points off the convex front, where a step of the ladder is large.
+
+    A large step adds something dear that takes away much error. With it, what was added before may be needless: it is quantized again, the
+    least harm per cost first, as long as the error stays below that of the rung before.
+    """
+    found = []
+    for low, high in zip(rungs, rungs[1:], strict=False):
+        if low.error <= _LARGE_STEP * high.error:
+            continue
+        floats = high.floats
+        for unit in reversed(_units(low.floats & high.floats, model, costs)[-_MOST_TAKEN_BACK:]):
+            if costs.predict(floats - unit) < costs.predict(floats) and model.predict(floats - unit) < low.error:
+                floats -= unit
+                found.append(_rung(floats, model, costs))
+    return found
+
+
+def _undominated(rungs: Iterable[Rung]) -> list[Rung]:
     """Leave out rungs that another one beats in error and cost, and doubles."""
     kept: list[Rung] = []
     for rung in sorted(rungs, key=lambda rung: (rung.cost, rung.error, len(rung.floats))):

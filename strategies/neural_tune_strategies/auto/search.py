@@ -17,7 +17,7 @@ _NEGLIGIBLE = 1e-3
 # Metrics fall somewhat slower than the squared error of the outputs: between its root and its first power.
 _EXPONENT = 1.5
 # Steps are this much finer than the budget has room for if all of them were rejected: few searches climb to the top.
-_FINER = 2.0
+_FINER = 2.5
 # Within a bracket, accept with this probability: an acceptance costs as much as about eight rejections.
 _BIAS = 1 / 3
 

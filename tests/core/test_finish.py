@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from neural_tune.finish import _predicted
+from neural_tune.values import Baseline, FrozenMap, History, Insight, LatencyProfile
+
+
+def _run(insight: Insight | None) -> Any:
+    groups = tuple(SimpleNamespace(name=name, ops=(name,)) for name in ("a", "b", "c", "d"))
+    return SimpleNamespace(
+        history=History(baseline=Baseline(metrics=FrozenMap({"top1": 0.9})), insight=insight),
+        space=SimpleNamespace(groups=groups),
+        strategy=SimpleNamespace(name="auto"),
+    )
+
+
+DIVERGENCE = FrozenMap({"a": 0.5, "b": 0.01, "c": 0.001, "d": 0.0001})
+PROFILE = LatencyProfile(
+    float_ms=FrozenMap({"a": 0.30, "b": 0.30, "d": 0.3}), int8_ms=FrozenMap({"a": 0.1, "b": 0.41, "d": 0.1})
+)
+
+
+@pytest.mark.parametrize(
+    ("insight", "op", "reason"),
+    [
+        (None, "a", "the strategy 'auto' left it in float"),
+        (Insight(latency=PROFILE), "b", "slower in int8: 0.41 ms against 0.3 ms"),
+        (
+            Insight(divergence=DIVERGENCE, latency=PROFILE),
+            "a",
+            "accuracy: in int8 alone it moves the outputs by 0.5 of their variance (rank 1 of 4)",
+        ),
+        (
+            Insight(divergence=DIVERGENCE, latency=PROFILE),
+            "d",
+            "latency: predicted not to pay beside its float neighbours; in int8 alone it moves the outputs by 0.0001",
+        ),
+        (
+            Insight(divergence=DIVERGENCE, divergence_with_recipes=FrozenMap({"b": 0.25})),
+            "b",
+            "moves the outputs by 0.25",
+        ),
+    ],
+)
+def test_a_float_op_that_no_trial_measured_alone_gets_the_reason_of_the_probes(
+    insight: Insight | None, op: str, reason: str
+) -> None:
+    assert reason in _predicted(_run(insight), (op,))
