@@ -26,7 +26,7 @@ from neural_tune.values import (
 
 APPROACHES = ("static", "dynamic", "weight_only", "auto", "qat")
 EXECUTORS = ("local", "process")
-DEFAULT_STRATEGY = "basic"
+DEFAULT_STRATEGY = "auto"
 DEFAULT_WORKSPACE = "nt_workspace"
 _FLOAT_WORDS = frozenset({"fp32", "float", "float32"})
 ObjectiveFunction = Callable[[Any], float]

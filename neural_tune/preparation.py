@@ -332,6 +332,8 @@ def _check_identity(
     if not begun:
         raise ConfigError("resume: the journal has no opening record; start a new run")
     changed = [name for name, value in identity.items() if begun[0]["identity"].get(name) != value]
+    if "configuration" in changed:
+        changed[changed.index("configuration")] = f"configuration ({_changed_fields(begun[0]['config'], task.config)})"
     calibrated = [record["digest"] for record in records if record["kind"] == "calibration"]
     first = _first_batch(task, names) if calibrated else ""
     # A loader that shuffles shows another first batch every time: then nothing can be said, and nothing is.
@@ -342,6 +344,12 @@ def _check_identity(
             f"resume: the {' and the '.join(changed)} changed since that run; only max_trials, timeout, max_passes and the executor may. "
             "Start a new run, or pass what the run was started with"
         )
+
+
+def _changed_fields(earlier: Mapping[str, Any], config: TuneConfig) -> str:
+    now = to_jsonable(_portable(config))
+    fields = {name for name in {*earlier, *now} if earlier.get(name) != now.get(name)}
+    return ", ".join(sorted(fields - {"stop", "executor", "workers", "notices"}))
 
 
 def _results(records: list[dict[str, Any]]) -> tuple[TrialResult, ...]:

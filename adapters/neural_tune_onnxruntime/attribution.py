@@ -153,13 +153,12 @@ class _Tracer:
 
     def _tensor(self, node: Op) -> str | None:
         """Return the tensor that a conversion converts."""
-        own = self._own_tensor(node)
-        if own is not None:
-            return own
-        for other in (*self._before(node), *self._after(node)):
-            found = self._own_tensor(other)
-            if found is not None:
-                return found
+        around = [node, *self._before(node), *self._after(node)]
+        # A change of layout on the way belongs to the conversion it serves, which the optimizer may have moved past a Clip or a pool.
+        around.sort(key=lambda item: _short(item.type) in _LAYOUTS)
+        found = next((stem for stem in map(self._own_tensor, around) if stem is not None), None)
+        if found is not None:
+            return found
         producer = self._optimized.producers.get(node.inputs[0])
         op = self._op(producer) if producer is not None and not self._is_conversion(producer) else None
         return op.outputs[0] if op is not None else None

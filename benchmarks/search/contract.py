@@ -75,7 +75,7 @@ class Task:
         """Write data.npz and task.json beside model.onnx."""
         arrays = {f"calib:{name}": value for name, value in self.calibration.items()}
         arrays |= {f"input:{name}": value for name, value in self.inputs.items()}
-        np.savez(self.folder / "data.npz", labels=self.labels, **arrays)
+        np.savez(self.folder / "data.npz", labels=self.labels, **arrays)  # type: ignore[arg-type] # numpy takes every keyword for allow_pickle
         settings = {
             name: getattr(self, name) for name in ("name", "metric", "loss", "is_relative", "is_transformer", "batches")
         }

@@ -1,4 +1,4 @@
-"""neural_tune as a contestant: one strategy, one track, in a process of its own. The setting is "strategy:track"."""
+"""neural_tune as a contestant: one strategy, one track, in a process of its own. The setting is "strategy:track:objective"."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Clock:
 
 
 def main(task: Task, folder: Path, setting: str) -> dict[str, Any]:
-    strategy, _, track = setting.partition(":")
+    strategy, track, objective = setting.split(":")
     installed = plugins.strategies()
     if strategy not in installed:
         return {"status": "skipped", "reason": f"no strategy named {strategy!r}; installed: {', '.join(installed)}"}
@@ -63,7 +63,7 @@ def main(task: Task, folder: Path, setting: str) -> dict[str, Any]:
             recipes=dict.fromkeys(offered, False) if track == "fallback" else {},
             calibration_sampling_size=min(CALIBRATION_SAMPLES, len(next(iter(task.calibration.values())))),
             accuracy_criterion=AccuracyCriterion(True, "relative" if task.is_relative else "absolute", task.loss),
-            tuning_criterion=TuningCriterion(strategy=strategy),
+            tuning_criterion=TuningCriterion(strategy=strategy, objective=objective),
             performance=PerformanceConfig(threads=1, batch_size=task.batches[-1]),
             threads=1,
             workspace=str(folder / "workspace"),
@@ -123,6 +123,7 @@ def described(result: TuneResult, clock: Clock, folder: Path) -> dict[str, Any]:
         ],
         "recipes": list(result.best.trial.candidate.recipes) if result.best else [],
         "float_decided": sum(op.is_float for op in products),
+        "float_for_accuracy": sum(op.is_float and op.reason.startswith("accuracy") for op in products),
         "float_ops": {op.name: op.reason for op in products if op.is_float},
         "interrupted": result.is_interrupted,
         "own_speed": result.speedup,

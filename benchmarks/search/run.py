@@ -1,7 +1,7 @@
 """Compare searches: our strategies and three peers on the same tasks, in one table.
 
     python benchmarks/search/run.py [--tasks t20,t60,t150,resnet20,minilm] [--strategies auto,basic] [--tracks fallback,any]
-                                    [--peers inc,nncf,ort] [--out benchmarks/.cache/results] [--limit 1800]
+        [--objectives latency,size] [--peers inc,nncf,ort] [--out benchmarks/.cache/results] [--limit 1800]
 
 Every contestant is a child process pinned to one core; its CPU seconds and peak memory are its own. What it hands back is judged by one
 judge. A contestant that fails, is cut off or is not there is a row with the reason. Rows are files in the folder of --out, and the table is
@@ -87,6 +87,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--tracks", default="fallback,any", help="fallback: recipes off; any: the strategy may use them"
     )
+    parser.add_argument(
+        "--objectives", default="latency", help="of ours: latency, size; for latency, ops that do not pay stay float"
+    )
     parser.add_argument("--peers", default=",".join(PEERS), help=f"some of {','.join(PEERS)}")
     parser.add_argument("--out", type=Path, default=CACHE / "results")
     parser.add_argument("--limit", type=float, default=1800.0, help="CPU seconds per contestant and task")
@@ -109,7 +112,9 @@ def contestants(arguments: argparse.Namespace) -> Iterator[Contestant]:
     """Yield ours, then the peers."""
     for strategy in listed(arguments.strategies):
         for track in listed(arguments.tracks):
-            yield Contestant(f"neural_tune {strategy} {track}", HERE / "ours.py", f"{strategy}:{track}")
+            for objective in listed(arguments.objectives):
+                name = f"neural_tune {strategy} {track}" + ("" if objective == "latency" else f" {objective}")
+                yield Contestant(name, HERE / "ours.py", f"{strategy}:{track}:{objective}")
     for peer in listed(arguments.peers):
         script = HERE / "peers" / f"{PEERS[peer]}.py"
         for name, setting in PEER_SETTINGS[peer].items():

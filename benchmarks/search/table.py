@@ -22,7 +22,7 @@ COLUMNS = (
 _LEGEND = """
 *passes*: validation samples evaluated over the size of the set, baseline and certificate included. *calls*: calls of the evaluation function, counted \
 inside it. *CPU s*: from the call of the tuner to the certified model, one core; *peak MB* of that process. *float ops*: products (convolutions, \
-matrix products) that the tool left in float, that the runtime really runs in float after its own fusions, and all of them. *drop*: in units \
+matrix products) that the tool left in float (in brackets: for the sake of accuracy, the others because int8 is no faster), that the runtime really runs in float after its own fusions, and all of them. *drop*: in units \
 of the metric, against the same model in float in the same runtime, judged outside the tool. *speed-up*: interleaved, one thread, CPU time, in the \
 runtime of the model (quartiles). A star marks an accepted model whose drop the judge finds above the tolerable one.
 """
@@ -69,24 +69,28 @@ def cells(row: dict[str, Any]) -> list[str]:
     if row["status"] == "not judged" and "is_met" in row:
         outcome = "meets it" if row["is_met"] else "misses it"
     chosen = row.get("float_decided", row.get("reverted"))
-    counts = [chosen, row.get("float_running"), row.get("products")]
+    because = f"{number(chosen, 0)} ({row['float_for_accuracy']})" if "float_for_accuracy" in row else number(chosen, 0)
+    counts = [row.get("float_running"), row.get("products")]
     return [
         row["contestant"],
         outcome + star,
         number(row.get("passes"), 2),
         number(row.get("calls"), 0),
         number(row.get("trials"), 0),
-        number(row.get("cpu_s"), 1)
-        if "cpu_s" in row
-        else f"> {row['cpu_child_s']:.0f}"
-        if "cpu_child_s" in row
-        else "-",
+        cpu(row),
         number(row.get("peak_mb"), 0),
-        " / ".join(number(count, 0) for count in counts) if "products" in row else "-",
+        " / ".join([because, *(number(count, 0) for count in counts)]) if "products" in row else "-",
         drop(row),
         "; ".join(speed(size, found) for size, found in row.get("latency", {}).items()) or "-",
         f"{row['bytes']} / {row['float_bytes']}" if "float_bytes" in row else "-",
     ]
+
+
+def cpu(row: dict[str, Any]) -> str:
+    """Return the CPU seconds to the accepted model; of one that was cut off or failed, those it had used by then."""
+    if row["status"] == "skipped":
+        return "-"
+    return number(row["cpu_s"], 1) if "cpu_s" in row else f"> {row.get('cpu_child_s', 0.0):.0f}"
 
 
 def number(value: float | None, digits: int) -> str:

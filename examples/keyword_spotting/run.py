@@ -21,7 +21,7 @@ def main() -> None:
         PostTrainingQuantConfig(
             calibration_sampling_size=108,
             accuracy_criterion=AccuracyCriterion(tolerable_loss=0.01, criterion="relative"),
-            tuning_criterion=TuningCriterion(strategy="basic", objective="size"),
+            tuning_criterion=TuningCriterion(objective="size"),
             performance=PerformanceConfig(batch_size=1),
         ),
         calib_dataloader=features(data["x_calib"]),

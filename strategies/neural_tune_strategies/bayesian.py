@@ -17,7 +17,8 @@ class Bayesian(ConstrainedSearch):
 
     name = "bayesian"
     label = "Gaussian process"
+    asks = 2  # the maximum of an acquisition hardly moves, and every ask is a fit
 
     def sampler(self, optuna: Any, seed: int) -> Any:
         """Return the sampler; evaluations repeat exactly, so no noise is modelled."""
-        return optuna.samplers.GPSampler(seed=seed, deterministic_objective=True)
+        return optuna.samplers.GPSampler(n_startup_trials=self.startup, seed=seed, deterministic_objective=True)

@@ -15,6 +15,8 @@ from neural_tune.space import TuningSpace
 from neural_tune.values import BUILTIN_OBJECTIVES, History, Objectives, Proposal, TrialResult
 from neural_tune_strategies.studies import Choices, derived_seed, first_new, load_optuna, quiet
 
+_ASKS = 5  # how often a generation may repeat itself before a uniform draw takes its place
+
 
 class Pareto:
     """Optuna's NSGAIISampler as strategy `pareto`.
@@ -55,9 +57,11 @@ class Pareto:
         with quiet():
             study = self._replayed(optuna, choices, history)
             distributions = choices.distributions()
-            return first_new(
-                choices, history, self.seed, lambda: dict(study.ask(distributions).params), self._generation(history)
-            )
+
+            def ask() -> dict[str, int]:
+                return dict(study.ask(distributions).params)
+
+            return first_new(choices, history, self.seed, ask, _ASKS, self._generation(history))
 
     def is_content(self, space: TuningSpace, history: History) -> bool:
         """Return whether something was accepted and the trials are spent, or the space is."""

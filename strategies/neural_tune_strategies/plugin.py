@@ -40,7 +40,7 @@ BASIC = StrategyPlugin(
 BAYESIAN = StrategyPlugin(
     name="bayesian",
     summary="Gaussian process over all choices, cost under an accuracy constraint",
-    create=_creator("bayesian", "Bayesian"),
+    create=_creator("bayesian", "Bayesian", ("startup",)),
     requires=("optuna", "scipy", "torch"),
     install="neural-tune[bayesian]",
 )
@@ -74,7 +74,7 @@ RANDOM = StrategyPlugin(
 TPE = StrategyPlugin(
     name="tpe",
     summary="tree-structured Parzen estimator over all choices, cost under an accuracy constraint",
-    create=_creator("tpe", "Tpe"),
+    create=_creator("tpe", "Tpe", ("startup",)),
     requires=("optuna",),
     install=_SEARCH,
 )

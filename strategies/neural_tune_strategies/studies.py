@@ -17,15 +17,13 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from neural_tune.errors import PluginError
+from neural_tune.errors import ConfigError, PluginError
 from neural_tune.protocols import Forecast
 from neural_tune.space import TuningSpace
 from neural_tune.values import FLOAT, Candidate, History, Proposal
 from neural_tune_strategies.auto.costs import Costs, costs_of
 from neural_tune_strategies.random import Random
 
-# How often a sampler is asked again when it repeats itself, before a uniform draw takes its place.
-_ASKS = 5
 _USUAL_TRIALS = 30
 
 
@@ -117,11 +115,11 @@ def float_groups(space: TuningSpace, candidate: Candidate) -> frozenset[str]:
 
 
 def first_new(
-    choices: Choices, history: History, seed: int, ask: Callable[[], dict[str, int]], reason: str
+    choices: Choices, history: History, seed: int, ask: Callable[[], dict[str, int]], asks: int, reason: str
 ) -> Proposal | None:
-    """Return the first candidate asked for that is new and not float; after a few, a uniform draw; None when all were seen."""
+    """Return the first candidate that is new and not float of so many `asks`; then a uniform draw; None when all were seen."""
     seen = history.seen
-    for _ in range(_ASKS):
+    for _ in range(asks):
         candidate = choices.candidate(ask())
         if not candidate.is_float and candidate.digest not in seen:
             return Proposal(candidate, reason)
@@ -132,16 +130,28 @@ def first_new(
 class ConstrainedSearch:
     """What `tpe` and `bayesian` have in common: the predicted cost is minimised, under the criterion as a constraint.
 
-    The preferred candidate comes first. Subclasses say which sampler.
+    The preferred candidate comes first, then `startup` uniform draws. Subclasses say which sampler, and how often it is asked again when it
+    repeats itself before a uniform draw takes its place (`asks`).
+
+    Args:
+        seed: Decides every draw, together with the history.
+        startup: Trials before the sampler's model takes over, 1 or more.
+
+    Raises:
+        ConfigError: `startup` is out of range.
     """
 
     name = ""
     label = ""
+    asks = 5
     needs_exact_metrics = True
     wants: frozenset[str] = frozenset({"latency"})
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, *, startup: int = 10) -> None:
+        if isinstance(startup, bool) or not isinstance(startup, int) or startup < 1:
+            raise ConfigError(f"strategy {self.name!r}: startup: found {startup!r}, expected an integer, 1 or more")
         self.seed = seed
+        self.startup = startup
 
     def sampler(self, optuna: Any, seed: int) -> Any:
         """Return a fresh sampler of Optuna."""
@@ -163,7 +173,11 @@ class ConstrainedSearch:
             distributions = choices.distributions()
             study = optuna.create_study(sampler=self.sampler(optuna, derived_seed(self.seed, self.name, len(trials))))
             study.add_trials(_frozen(optuna, distributions, trials))
-            return first_new(choices, history, self.seed, lambda: dict(study.ask(distributions).params), self.label)
+
+            def ask() -> dict[str, int]:
+                return dict(study.ask(distributions).params)
+
+            return first_new(choices, history, self.seed, ask, self.asks, self.label)
 
     def is_content(self, space: TuningSpace, history: History) -> bool:  # noqa: ARG002 - protocol
         """Return whether anything was accepted; to search on for a cheaper model, give a timeout."""

@@ -18,5 +18,5 @@ class Tpe(ConstrainedSearch):
     label = "TPE"
 
     def sampler(self, optuna: Any, seed: int) -> Any:
-        """Return the multivariate sampler; after ten trials it stops drawing at random."""
-        return optuna.samplers.TPESampler(multivariate=True, seed=seed)
+        """Return the multivariate sampler."""
+        return optuna.samplers.TPESampler(n_startup_trials=self.startup, multivariate=True, seed=seed)

@@ -63,7 +63,8 @@ def conf(tmp_path: Path, **changes: Any) -> PostTrainingQuantConfig:
     settings: dict[str, Any] = {
         "workspace": str(tmp_path / "w"),
         "performance": QUICK,
-        "tuning_criterion": TuningCriterion(**tuning),
+        # Most tests here are about the loop: `basic` needs no probes and its sequence is known.
+        "tuning_criterion": TuningCriterion(**{"strategy": "basic", **tuning}),
         "accuracy_criterion": AccuracyCriterion(True, "absolute", 0.005),
     }
     return PostTrainingQuantConfig(**{**settings, **changes})
@@ -135,6 +136,30 @@ def test_a_bad_op_falls_back_and_the_report_says_why(task: ToyTask, tmp_path: Pa
     floats = {op.name: op.reason for op in result.ops if op.is_float and op.type == "Dense"}
     assert set(floats) == {"dense3"}
     assert "accuracy: float changes topk by +" in floats["dense3"]
+
+
+def test_the_default_strategy_probes_once_and_says_why(task: ToyTask, tmp_path: Path) -> None:
+    assert PostTrainingQuantConfig().to_tune_config().strategy == "auto"
+    recorder = Recorder()
+    result = run(task, conf(tmp_path, strategy="auto"), model=sabotage(task.model, "dense3", 4096.0), reporter=recorder)
+    assert result.accepted
+    assert result.passes < 3.0
+    floats = {op.name: op.reason for op in result.ops if op.is_float and op.type == "Dense"}
+    assert set(floats) == {"dense3"}
+    assert "accuracy: in int8 alone it moves the outputs by" in floats["dense3"]
+    assert "(rank 1 of 4)" in floats["dense3"]
+    assert [event.stage for event in recorder.of(events.StageStarted)].count("probes") == 1
+
+
+def test_probes_are_not_repeated_on_resume(task: ToyTask, tmp_path: Path) -> None:
+    strict, model = AccuracyCriterion(True, "absolute", 0.0), sabotage(task.model, "dense2", 4096.0)
+    begun = run(task, conf(tmp_path, strategy="auto", max_trials=1, accuracy_criterion=strict), model=model)
+    recorder = Recorder()
+    config = conf(tmp_path, strategy="auto", max_trials=4, accuracy_criterion=strict)
+    resumed = run(task, config, model=model, resume=begun.run_directory, reporter=recorder)
+    assert "probes" not in [event.stage for event in recorder.of(events.StageStarted)]
+    whole = run(task, config, model=model)
+    assert [t.trial.candidate for t in resumed.trials] == [t.trial.candidate for t in whole.trials]
 
 
 def test_a_user_rule_keeps_an_op_in_float_and_is_named_as_the_reason(task: ToyTask, tmp_path: Path) -> None:
@@ -225,7 +250,7 @@ KILLED = """
             os.kill(os.getpid(), signal.SIGKILL)
         return 0.9 if len(calls) == 1 else 0.1
 
-    fit(task.model, PostTrainingQuantConfig(workspace=sys.argv[1], performance=PerformanceConfig(repeats=10, seconds=0.05),
+    fit(task.model, PostTrainingQuantConfig(workspace=sys.argv[1], tuning_criterion=TuningCriterion("basic"), performance=PerformanceConfig(repeats=10, seconds=0.05),
         accuracy_criterion=AccuracyCriterion(True, "absolute", 0.005)), task.batches(), accuracy, framework=ToyAdapter(), reporter="quiet")
 """
 
@@ -271,8 +296,8 @@ def test_resume_proposes_exactly_what_an_uninterrupted_run_would_have(task: ToyT
     [
         ({"model": lambda task: sabotage(task.model, "dense3", 2.0)}, "model"),
         ({"calib_dataloader": lambda task: task.batches()[1:]}, "calibration data"),
-        ({"config": {"random_seed": 5}}, "configuration"),
-        ({"config": {"accuracy_criterion": AccuracyCriterion(True, "absolute", 0.5)}}, "configuration"),
+        ({"config": {"random_seed": 5}}, r"configuration \(seed\)"),
+        ({"config": {"accuracy_criterion": AccuracyCriterion(True, "absolute", 0.5)}}, r"configuration \(criterion\)"),
         ({"config": {"exclude": ["dense1"]}}, "space"),
     ],
 )
@@ -464,7 +489,7 @@ def test_only_the_best_artifact_stays_on_disk(task: ToyTask, tmp_path: Path) -> 
 
 FULL_DISK = """
     import resource, signal, sys
-    from neural_tune import AccuracyCriterion, PerformanceConfig, PostTrainingQuantConfig, fit
+    from neural_tune import AccuracyCriterion, PerformanceConfig, PostTrainingQuantConfig, TuningCriterion, fit
     from neural_tune.testing import ToyAdapter, toy_task
 
     task, calls = toy_task(), []
@@ -476,7 +501,7 @@ FULL_DISK = """
             resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))
         return 0.9 if len(calls) == 1 else 0.1
 
-    fit(task.model, PostTrainingQuantConfig(workspace=sys.argv[1], performance=PerformanceConfig(repeats=10, seconds=0.05),
+    fit(task.model, PostTrainingQuantConfig(workspace=sys.argv[1], tuning_criterion=TuningCriterion("basic"), performance=PerformanceConfig(repeats=10, seconds=0.05),
         accuracy_criterion=AccuracyCriterion(True, "absolute", 0.005)), task.batches(), accuracy, framework=ToyAdapter(), reporter="quiet")
 """
 

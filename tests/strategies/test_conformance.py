@@ -59,6 +59,10 @@ class TestPareto(_Sampled):
     name = "pareto"
 
 
-@pytest.mark.slow
 class TestBayesian(_Sampled):
     name = "bayesian"
+
+    @pytest.fixture
+    def make_strategy(self, plugin):
+        # A fit takes a quarter of a second and the kit proposes thousands of times; test_sampled.py looks at the model.
+        return lambda seed: plugin.create(seed=seed, startup=60)

@@ -30,7 +30,6 @@ ALPHAS = tuple(step / 20 for step in range(16))
 _ACTIVATION_STEPS, _WEIGHT_STEPS = 255.0, 127.0
 # No factor leaves this window around their geometric mean: weights and activations must stay normal numbers.
 _WIDEST = 1e6
-_TINY = float(np.finfo(np.float64).tiny)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,20 +109,19 @@ def predicted_noise(readers: Sequence[Weights], seen: Moments, factors: Floats) 
     for weights in readers:
         squared = weights.by_group(factors**2)
         power = weights.by_group(seen.square)
-        signal = np.maximum((weights.energy * power).sum(axis=2), _TINY)
+        signal = (weights.energy * power).sum(axis=2)
         weight_steps = (weights.largest * np.sqrt(squared)).max(axis=2) / _WEIGHT_STEPS
         from_activation = step**2 * (weights.energy * squared).sum(axis=2)
         from_weight = weight_steps**2 * weights.taps * (power / squared).sum(axis=2)
-        # An output that never gets a signal says nothing.
-        ratio = np.where(signal > _TINY, (from_activation + from_weight) / signal, 0.0)
-        total += float(ratio.sum()) / 12.0
+        live = signal > 0.0  # an output that never gets a signal says nothing
+        total += float(((from_activation + from_weight)[live] / signal[live]).sum()) / 12.0
     return total
 
 
 def _reach(weights: Weights, seen: Moments) -> Floats:
     """Return max |W| per channel, each output measured against its own signal, which makes outputs comparable."""
-    signal = np.sqrt(np.maximum((weights.energy * weights.by_group(seen.square)).sum(axis=2, keepdims=True), _TINY))
-    relative = np.where(signal > np.sqrt(_TINY), weights.largest / signal, 0.0)
+    signal = np.sqrt((weights.energy * weights.by_group(seen.square)).sum(axis=2, keepdims=True))
+    relative = np.divide(weights.largest, signal, out=np.zeros_like(weights.largest), where=signal > 0.0)
     return _without_zeros(relative.max(axis=1).reshape(-1))
 
 

@@ -9,7 +9,7 @@ pytest.importorskip("onnxruntime", reason='the adapter needs its framework: pip 
 import graphs
 import numpy as np
 from graphs import Tuned, graph_of, weights
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -144,6 +144,7 @@ def test_factors_pass_through_pooling_padding_slicing_and_flattening():
 
 
 @settings(max_examples=15, deadline=None)
+@example(seed=669, spread=2.0, activation="Relu", depthwise=True)
 @given(
     seed=st.integers(0, 1000),
     spread=st.floats(0, 3),
@@ -201,6 +202,13 @@ def test_silent_channels_keep_an_ordinary_factor():
     seen = Moments(np.zeros(4), np.array([0.0, 1.0, 1.0, 1.0]), np.zeros(4), np.array([0.0, 1.0, 1.0, 1.0]))
     for found in factors.candidates([weight], seen):
         assert found[0] == pytest.approx(1.0)
+
+
+def test_an_output_without_signal_says_nothing():
+    weight = Weights.of(np.ones((2, 1, 1, 9)))
+    seen = Moments(np.zeros(2), np.array([0.0, 1.0]), np.zeros(2), np.array([0.0, 0.5]))
+    assert np.isfinite(factors.predicted_noise([weight], seen, np.ones(2)))
+    assert np.isfinite(factors.choose([weight], seen)).all()
 
 
 def test_ranges_are_those_of_the_new_activations(tmp_path):
