@@ -402,7 +402,7 @@ def test_wrong_arguments_get_a_clear_error(task: ToyTask, tmp_path: Path, argume
 
 
 def test_an_unknown_strategy_gets_a_clear_error(task: ToyTask, tmp_path: Path) -> None:
-    with pytest.raises(PluginError, match="no strategy named 'basik'; installed: .*basic"):
+    with pytest.raises(PluginError, match=r"no strategy named 'basik'; installed: .*basic"):
         run(task, conf(tmp_path, strategy="basik"))
 
 
