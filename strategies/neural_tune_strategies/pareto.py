@@ -98,7 +98,9 @@ class Pareto:
 
 
 def _direction(name: str, objectives: Objectives) -> str:
-    found = next((item.higher_is_better for item in objectives.items if item.name == name), BUILTIN_OBJECTIVES.get(name))
+    found = next(
+        (item.higher_is_better for item in objectives.items if item.name == name), BUILTIN_OBJECTIVES.get(name)
+    )
     return "maximize" if found else "minimize"
 
 

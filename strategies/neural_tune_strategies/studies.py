@@ -75,9 +75,7 @@ class Choices:
         """Return the parameter values of `candidate`; None when it is not of this space, or has recipes or ranges of its own."""
         if candidate.ranges or candidate.recipes != self._recipes or not self.space.contains(candidate):
             return None
-        return {
-            group.name: group.choices.index(self.space.choice_of(candidate, group)) for group in self.space.groups
-        }
+        return {group.name: group.choices.index(self.space.choice_of(candidate, group)) for group in self.space.groups}
 
 
 @dataclass(frozen=True, slots=True)

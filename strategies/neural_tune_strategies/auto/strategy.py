@@ -55,8 +55,12 @@ class Auto:
     def __init__(self, seed: int = 0, *, fallback_only: bool = False, max_prunes: int | None = None) -> None:
         if not isinstance(fallback_only, bool):
             raise ConfigError(f"strategy 'auto': fallback_only: found {fallback_only!r}, expected true or false")
-        if max_prunes is not None and (isinstance(max_prunes, bool) or not isinstance(max_prunes, int) or max_prunes < 0):
-            raise ConfigError(f"strategy 'auto': max_prunes: found {max_prunes!r}, expected an integer, 0 or more, or null")
+        if max_prunes is not None and (
+            isinstance(max_prunes, bool) or not isinstance(max_prunes, int) or max_prunes < 0
+        ):
+            raise ConfigError(
+                f"strategy 'auto': max_prunes: found {max_prunes!r}, expected an integer, 0 or more, or null"
+            )
         self.seed = seed
         self.fallback_only = fallback_only
         self.max_prunes = max_prunes
