@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 from neural_tune import events
-from neural_tune.errors import AdapterError, PluginError
+from neural_tune.errors import PluginError
 from neural_tune.executors import LocalExecutor, ProcessExecutor
-from neural_tune.finish import failed, finish
-from neural_tune.preparation import Run, Task, prepare
+from neural_tune.finish import failed, finish, halted
+from neural_tune.preparation import Halted, Run, Task, prepare
 from neural_tune.protocols import Executor
 from neural_tune.result import TuneResult
 from neural_tune.trials import TrialRunner
@@ -23,7 +23,7 @@ from neural_tune.values import Candidate, History, Origin, Trial, TrialResult, T
 def tune(task: Task) -> TuneResult:
     """Run `task` from the float model to a certified result.
 
-    Ctrl-C and SIGTERM end the search and give the best so far; a second one while that is being finished ends the process as usual.
+    Ctrl-C and SIGTERM end the search and give the best so far; while that is being finished they skip what is left of measuring.
 
     Raises:
         NeuralTuneError: the task cannot be started (configuration, data, plug-ins).
@@ -32,11 +32,12 @@ def tune(task: Task) -> TuneResult:
     with _sigterm_interrupts():
         try:
             run = prepare(task)
-        except AdapterError as error:
-            return failed(task, f"the float model cannot be run or calibrated: {error}")
+        except Halted as halt:
+            with halt.journal:
+                return halted(task, halt)
         with run.journal:
             if run.problem:
-                return failed(task, f"the float baseline is not sane: {run.problem}", run)
+                return failed(run, f"the float baseline is not sane: {run.problem}")
             reason, is_interrupted = search(run)
             return finish(run, reason, is_interrupted=is_interrupted)
 

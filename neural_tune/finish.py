@@ -7,19 +7,22 @@ that is handed out. Only where a trial was cut short, or its files are gone, is 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from neural_tune import events, measure, recipe
+from neural_tune.errors import AdapterError
 from neural_tune.evaluation import Evaluation
-from neural_tune.preparation import Run, Task
+from neural_tune.journal import Journal
+from neural_tune.preparation import Halted, Run, Task
 from neural_tune.protocols import BuildReport, GuardsArtifact, OpOutcome
 from neural_tune.result import Status, TuneResult
+from neural_tune.run_directory import RunDirectory
 from neural_tune.trials import VALUES_FILE, content_hash, store_values
 from neural_tune.values import (
     FLOAT_CANDIDATE,
@@ -27,10 +30,13 @@ from neural_tune.values import (
     History,
     TrialResult,
     TrialStatus,
+    Verdict,
     count_passes,
     judge,
     to_jsonable,
 )
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,46 +47,112 @@ class _Finalist:
     artifact: Path
     evaluation: Evaluation
     passes: float  # evaluated for this finish, beyond the trial itself
+    built: Any  # the artifact, loaded back
+
+    def verdict(self, run: Run) -> Verdict:
+        """Return the verdict on the artifact."""
+        return judge(run.history.criterion, self.evaluation.metrics, run.history.baseline.metrics)
+
+    def is_met(self, run: Run) -> bool:
+        """Return whether the artifact meets the criterion."""
+        return self.verdict(run).is_met
 
 
-def failed(task: Task, reason: str, run: Run | None = None) -> TuneResult:
+def halted(task: Task, halt: Halted) -> TuneResult:
+    """Return (and record) a result of a run that could not get as far as its search."""
+    result = TuneResult(
+        status=Status.FAILED,
+        reason=halt.reason,
+        model=None,
+        framework=halt.framework,
+        is_interrupted=halt.is_interrupted,
+        run_directory=halt.directory.root,
+    )
+    return _conclude(task, result, halt.directory, halt.journal)
+
+
+def failed(run: Run, reason: str, *, is_interrupted: bool = False, notices: Iterable[str] = ()) -> TuneResult:
     """Return (and record) a result without a model."""
-    history = run.history if run else None
+    history = run.history
     result = TuneResult(
         status=Status.FAILED,
         reason=reason,
         model=None,
-        framework=run.bench.adapter.name if run else getattr(task.framework, "name", str(task.framework)),
-        baseline=history.baseline if history and history.baseline.metrics else None,
-        trials=history.results if history else (),
-        passes=count_passes(history.baseline, history.results) if history else 0.0,
-        notices=run.notices if run else (),
-        run_directory=run.directory.root if run else Path(),
+        framework=run.bench.adapter.name,
+        baseline=history.baseline if history.baseline.metrics else None,
+        trials=history.results,
+        passes=count_passes(history.baseline, history.results),
+        notices=tuple(dict.fromkeys((*run.notices, *notices))),
+        is_interrupted=is_interrupted,
+        run_directory=run.directory.root,
     )
-    return _conclude(task, result, run)
+    return _conclude(run.task, result, run.directory, run.journal)
 
 
 def finish(run: Run, ended: str, *, is_interrupted: bool) -> TuneResult:
-    """Return the result of a search that ended because of `ended`."""
+    """Return the result of a search that ended because of `ended`.
+
+    An interrupt in here skips what is left of measuring; an adapter that breaks on one finalist leaves the others.
+    """
+    steps = _Steps(is_interrupted=is_interrupted)
     best = run.history.best
     if best is None:
-        return replace(failed(run.task, _why_nothing(run.history, ended), run), is_interrupted=is_interrupted)
+        return failed(run, _why_nothing(run.history, ended), is_interrupted=is_interrupted)
     run.emit(events.StageStarted(stage="certificate"))
-    extra, notices = 0.0, [*run.notices]
-    finalist: _Finalist | None = None
-    is_met = False
-    for result in run.history.accepted or (best,):
-        finalist = _finalist(run, result)
-        extra += finalist.passes
-        is_met = judge(run.history.criterion, finalist.evaluation.metrics, run.history.baseline.metrics).is_met
-        if is_met or not result.is_accepted:
-            break
-        notices.append(
-            f"trial {result.trial.number} was accepted, but its rebuilt artifact is not; the next one was taken"
-        )
+    finalist, extra = _choose(run, run.history.accepted or (best,), steps)
     if finalist is None:
-        raise AssertionError("history.best exists, so there is a finalist")
-    return _conclude(run.task, _result(run, finalist, ended, is_met, is_interrupted, extra, notices), run)
+        reason = f"no candidate could be finished ({ended}): {'; '.join(steps.notices)}"
+        return failed(run, reason, is_interrupted=steps.is_interrupted)
+    result = _result(run, finalist, ended, extra, steps)
+    return _conclude(run.task, result, run.directory, run.journal, run)
+
+
+def _choose(run: Run, results: Iterable[TrialResult], steps: _Steps) -> tuple[_Finalist | None, float]:
+    """Return the first of `results` that still meets the criterion, else the last one that can be finished, and the passes it took."""
+    chosen: _Finalist | None = None
+    passes = 0.0
+    for result in results:
+        number = result.trial.number
+        if steps.is_interrupted and result.status is not TrialStatus.COMPLETE:
+            steps.notices.append(f"interrupted: trial {number} was cut short and was not evaluated to the end")
+            continue
+        try:
+            chosen = _finalist(run, result)
+        except AdapterError as error:
+            steps.notices.append(f"trial {number} could not be finished: {error}")
+            continue
+        except KeyboardInterrupt:
+            steps.is_interrupted = True
+            steps.notices.append(f"interrupted while trial {number} was evaluated to the end")
+            continue
+        passes += chosen.passes
+        if chosen.is_met(run) or not result.is_accepted:
+            break
+        steps.notices.append(f"trial {number} was accepted, but its rebuilt artifact is not; the next one was taken")
+    return chosen, passes
+
+
+@dataclass(slots=True)
+class _Steps:
+    """What a finish can do without: a step that breaks or is interrupted becomes a notice, not the loss of an accepted model."""
+
+    is_interrupted: bool = False
+    notices: list[str] = field(default_factory=list)
+    _is_cut: bool = False
+
+    def attempt(self, what: str, step: Callable[[], T]) -> T | None:
+        """Return what `step` returns; None, with a notice, when it breaks or is interrupted, or something before it was."""
+        if self._is_cut:
+            self.notices.append(f"interrupted: no {what}")
+            return None
+        try:
+            return step()
+        except AdapterError as error:
+            self.notices.append(f"no {what}: {error}")
+        except KeyboardInterrupt:
+            self.is_interrupted = self._is_cut = True
+            self.notices.append(f"interrupted: no {what}")
+        return None
 
 
 def _finalist(run: Run, result: TrialResult) -> _Finalist:
@@ -103,7 +175,9 @@ def _finalist(run: Run, result: TrialResult) -> _Finalist:
         )
     shutil.rmtree(run.directory.model, ignore_errors=True)
     shutil.copytree(folder, run.directory.model, ignore=shutil.ignore_patterns(VALUES_FILE))
-    return _Finalist(result=result, artifact=run.directory.model / artifact, evaluation=evaluation, passes=passes)
+    moved = run.directory.model / artifact
+    built = bench.adapter.restore(moved, bench.config.threads)
+    return _Finalist(result=result, artifact=moved, evaluation=evaluation, passes=passes, built=built)
 
 
 def _stored_values(folder: Path) -> dict[str, Any] | None:
@@ -117,45 +191,43 @@ def _stored_values(folder: Path) -> dict[str, Any] | None:
         return {name.removeprefix("value:"): stored[name] for name in stored.files if name.startswith("value:")}
 
 
-def _result(
-    run: Run,
-    finalist: _Finalist,
-    ended: str,
-    is_met: bool,
-    is_interrupted: bool,
-    extra: float,
-    notices: list[str],
-) -> TuneResult:
+def _result(run: Run, finalist: _Finalist, ended: str, extra: float, steps: _Steps) -> TuneResult:
     bench, history = run.bench, run.history
     candidate = finalist.result.trial.candidate
-    run.emit(events.StageStarted(stage="measure"))
-    speed = bench.compare_speed(finalist.artifact)
-    built = bench.adapter.build(bench.model, candidate, bench.statistics, bench.config.threads)
-    report = bench.adapter.report(built)
-    restored = bench.adapter.restore(finalist.artifact, bench.config.threads)
-    certificate = bench.evaluator.certify(finalist.evaluation, criterion=history.criterion, seed=run.task.config.seed)
-    verdict = judge(history.criterion, finalist.evaluation.metrics, history.baseline.metrics)
-    status = Status.ACCEPTED if is_met else Status.BEST_EFFORT
+    verdict = finalist.verdict(run)
     result = TuneResult(
-        status=status,
+        status=Status.ACCEPTED if verdict.is_met else Status.BEST_EFFORT,
         reason=f"{verdict.reason} ({ended})",
-        model=bench.adapter.native(restored),
+        model=bench.adapter.native(finalist.built),
         framework=bench.adapter.name,
         baseline=history.baseline,
         best=replace(finalist.result, metrics=finalist.evaluation.metrics),
         trials=history.results,
-        certificate=certificate,
         passes=count_passes(history.baseline, history.results) + extra,
-        speed=speed,
-        size_float=bench.adapter.size(bench.adapter.build(bench.model, FLOAT_CANDIDATE, None, bench.config.threads)),
         size=measure.size_on_disk(finalist.artifact.parent),
-        ops=_explained(run, report, candidate),
-        counts=report.counts,
-        is_interrupted=is_interrupted,
         run_directory=run.directory.root,
         artifact=finalist.artifact,
     )
-    return replace(result, notices=(*notices, *report.notes, *_warnings(result), *_guard(run, finalist)))
+    certificate = steps.attempt(
+        "certificate",
+        lambda: bench.evaluator.certify(finalist.evaluation, criterion=history.criterion, seed=run.task.config.seed),
+    )
+    report = steps.attempt("report per op", lambda: bench.report(candidate)) or BuildReport(ops=())
+    size_float = steps.attempt("size of the float model", lambda: bench.size(FLOAT_CANDIDATE)) or 0
+    run.emit(events.StageStarted(stage="measure"))
+    speed = steps.attempt("measurement of speed", lambda: bench.compare_speed(finalist.artifact))
+    guarded = steps.attempt("check of the artifact by the adapter's guard", lambda: _guard(run, finalist)) or ()
+    result = replace(
+        result,
+        certificate=certificate,
+        ops=_explained(run, report, candidate),
+        counts=report.counts,
+        size_float=size_float,
+        speed=speed,
+        is_interrupted=steps.is_interrupted,
+    )
+    notices = (*run.notices, *report.notes, *_warnings(result), *guarded, *steps.notices)
+    return replace(result, notices=tuple(dict.fromkeys(notices)))
 
 
 def _warnings(result: TuneResult) -> list[str]:
@@ -171,9 +243,9 @@ def _warnings(result: TuneResult) -> list[str]:
         found.append(
             f"{verb}, but no faster than float: {speed.ratio:.2f}x (95 % interval {speed.low:.2f} to {speed.high:.2f})"
         )
-    if result.size_ratio is not None and result.size_ratio <= 1.0:
+    if result.size_float and result.size_ratio is not None and result.size_ratio <= 1.0:
         found.append(f"{verb}, but not smaller than float: {result.size} against {result.size_float} bytes")
-    if all(op.is_float for op in result.ops):
+    if result.ops and all(op.is_float for op in result.ops):
         found.append(f"{verb}, but no op runs in low precision")
     return found
 
@@ -240,18 +312,19 @@ def _why_nothing(history: History, ended: str) -> str:
     return f"every trial failed; the first one: {first.error}"
 
 
-def _conclude(task: Task, result: TuneResult, run: Run | None) -> TuneResult:
+def _conclude(
+    task: Task, result: TuneResult, directory: RunDirectory, journal: Journal, run: Run | None = None
+) -> TuneResult:
     """Write the result beside the journal and tell the reporter."""
-    if run is not None:
-        if result.best is not None:
-            header = {
-                "neural_tune": version("neural-tune"),
-                "framework": result.framework,
-                "model": run.bench.adapter.fingerprint(run.bench.model),
-                "result": f"{result.status.value}: {result.reason}",
-            }
-            recipe.write(run.directory.root / "recipe.yaml", result.best.trial.candidate, run.space, header)
-        result.write(run.directory.root / "result.json")
-        run.journal.append("end", status=result.status.value, reason=result.reason, best=to_jsonable(result.best))
+    if run is not None and result.best is not None:
+        header = {
+            "neural_tune": version("neural-tune"),
+            "framework": result.framework,
+            "model": run.bench.adapter.fingerprint(run.bench.model),
+            "result": f"{result.status.value}: {result.reason}",
+        }
+        recipe.write(directory.root / "recipe.yaml", result.best.trial.candidate, run.space, header)
+    result.write(directory.root / "result.json")
+    journal.append("end", status=result.status.value, reason=result.reason, best=to_jsonable(result.best))
     task.reporter.on_event(events.RunFinished(result=result))
     return result

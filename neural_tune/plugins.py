@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
-from neural_tune.errors import PluginError
+from neural_tune.errors import ConfigError, PluginError
 from neural_tune.protocols import AnyAdapter, Strategy
 
 ADAPTER_GROUP = "neural_tune.adapters"
@@ -110,7 +110,7 @@ def adapter_for(model: object, framework: str | AnyAdapter = "") -> AnyAdapter:
     raise PluginError(f"several adapters accept {shown}: {names}. Name one in the configuration (model.framework)")
 
 
-def strategy(name: str, seed: int, **options: Any) -> Strategy:
+def strategy(name: str, seed: int, /, **options: Any) -> Strategy:
     """Return a new strategy.
 
     Raises:
@@ -123,6 +123,10 @@ def strategy(name: str, seed: int, **options: Any) -> Strategy:
     plugin = known[name]
     if plugin.missing:
         raise PluginError(_missing(f"strategy {name!r}", plugin.missing, plugin.install))
+    if "seed" in options:
+        raise ConfigError(
+            f"strategy {name!r}: found seed={options['seed']!r} among its options; set random_seed instead"
+        )
     return plugin.create(seed=seed, **options)
 
 

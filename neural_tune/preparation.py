@@ -18,7 +18,7 @@ import numpy as np
 
 from neural_tune import events, insights, journal, plugins
 from neural_tune.config import ObjectiveFunction, TuneConfig
-from neural_tune.errors import ConfigError, DataError
+from neural_tune.errors import AdapterError, ConfigError, DataError
 from neural_tune.evaluation import (
     CalibrationStream,
     Evaluation,
@@ -112,10 +112,25 @@ class Run:
         self.task.reporter.on_event(event)
 
 
+class Halted(Exception):  # noqa: N818 - no error of its own: the engine turns it into a result
+    """The run ended before its search; its directory and its open journal are handed over to be concluded."""
+
+    def __init__(
+        self, reason: str, framework: str, directory: RunDirectory, log: Journal, *, is_interrupted: bool = False
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.framework = framework
+        self.directory = directory
+        self.journal = log
+        self.is_interrupted = is_interrupted
+
+
 def prepare(task: Task) -> Run:
     """Return a run that is ready to search (or carries the `problem` that forbids it).
 
     Raises:
+        Halted: the adapter broke on the float model, or an interrupt arrived.
         NeuralTuneError: the configuration, the data or the model cannot be used at all.
     """
     config = task.config
@@ -153,6 +168,12 @@ def prepare(task: Task) -> Run:
             )
         )
         return _ready(task, adapter, model, space, strategy, log, directory, records, notices)
+    except AdapterError as error:
+        reason = f"the float model cannot be run or calibrated: {error}"
+        raise Halted(reason, adapter.name, directory, log) from error
+    except KeyboardInterrupt as interrupt:
+        reason = f"interrupted by {str(interrupt) or 'Ctrl-C'} before the search"
+        raise Halted(reason, adapter.name, directory, log, is_interrupted=True) from interrupt
     except BaseException:
         log.close()
         raise
@@ -319,6 +340,7 @@ def _identity(task: Task, adapter: AnyAdapter, model: Any, space: TuningSpace) -
     free = replace(_portable(config), stop=StopRule(), executor="local", workers=1, notices=())
     return {
         "model": adapter.fingerprint(model),
+        "runtime": " ".join(_versions(space).values()),
         "space": digest((space.groups, space.fixed)),
         "configuration": digest(free),
     }

@@ -7,6 +7,7 @@ measured on the very artifact that is handed out, and no second pass is needed t
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,10 +20,10 @@ import numpy as np
 
 from neural_tune import measure
 from neural_tune.config import ObjectiveFunction, TuneConfig
-from neural_tune.errors import AdapterError
+from neural_tune.errors import AdapterError, ConfigError
 from neural_tune.evaluation import Evaluation, Evaluator
 from neural_tune.measure import SpeedComparison
-from neural_tune.protocols import AnyAdapter, Inputs
+from neural_tune.protocols import AnyAdapter, BuildReport, Inputs
 from neural_tune.run_directory import RunDirectory
 from neural_tune.values import (
     FLOAT_CANDIDATE,
@@ -73,6 +74,14 @@ class Workbench:
         folder.mkdir(parents=True)
         return self.adapter.save(built, folder)
 
+    def report(self, candidate: Candidate) -> BuildReport:
+        """Return what becomes of every op in `candidate`."""
+        return self.adapter.report(self.adapter.build(self.model, candidate, self.statistics, self.config.threads))
+
+    def size(self, candidate: Candidate) -> int:
+        """Return the bytes of `candidate` on disk."""
+        return self.adapter.size(self.adapter.build(self.model, candidate, self.statistics, self.config.threads))
+
     def compare_speed(self, artifact: Path) -> SpeedComparison:
         """Measure float against `artifact`, interleaved, with the threads of the configuration."""
         how, adapter = self.config.performance, self.adapter
@@ -110,7 +119,7 @@ class Workbench:
             folder = self.directory.trial(0)
             values["memory"] = self._memory(self.build(FLOAT_CANDIDATE, folder))
             shutil.rmtree(folder)
-        values |= {name: float(f(adapter.native(reference))) for name, f in self.objective_functions.items()}
+        values |= {name: _positive(name, f(adapter.native(reference))) for name, f in self.objective_functions.items()}
         return FrozenMap({name: values[name] for name in {*wanted, "size"}})
 
     def measure(self, artifact: Path, baseline: FrozenMap[float]) -> FrozenMap[float]:
@@ -120,7 +129,7 @@ class Workbench:
         machine compare with each other.
         """
         wanted = self.config.objectives.names
-        values: dict[str, float] = {"size": float(measure.size_on_disk(artifact))}
+        values: dict[str, float] = {"size": float(artifact_size(artifact.parent))}
         if {"latency", "throughput"} & set(wanted):
             ratio = self.compare_speed(artifact).ratio
             values |= {
@@ -131,7 +140,7 @@ class Workbench:
             values["memory"] = self._memory(artifact)
         if self.objective_functions:
             native = self.adapter.native(self.adapter.restore(artifact, self.config.performance.threads))
-            values |= {name: float(f(native)) for name, f in self.objective_functions.items()}
+            values |= {name: _positive(name, f(native)) for name, f in self.objective_functions.items()}
         return FrozenMap({name: values[name] for name in {*wanted, "size"}})
 
     def _memory(self, artifact: Path) -> float:
@@ -211,6 +220,12 @@ def store_values(folder: Path, evaluation: Evaluation) -> None:
         )
 
 
+def artifact_size(folder: Path) -> int:
+    """Return the bytes of everything that `save` wrote into a trial's folder."""
+    values = folder / VALUES_FILE
+    return measure.size_on_disk(folder) - (values.stat().st_size if values.is_file() else 0)
+
+
 def content_hash(folder: Path) -> str:
     """Return the SHA-256 over names and bytes of all files below `folder`, the per-sample values left out."""
     total = hashlib.sha256()
@@ -221,6 +236,14 @@ def content_hash(folder: Path) -> str:
                 while block := file.read(1 << 20):
                     total.update(block)
     return total.hexdigest()
+
+
+def _positive(name: str, value: object) -> float:
+    """Return a user's objective as a number. Candidates are ranked by ratios to float, which need positive values."""
+    number = float(value)  # type: ignore[arg-type] # what is no number raises here, in the user's own words
+    if not (math.isfinite(number) and number > 0):
+        raise ConfigError(f"objective {name!r} returned {value!r}, expected a number above 0: shift or invert it")
+    return number
 
 
 def _named(inputs: Inputs, names: tuple[str, ...]) -> dict[str, Any]:

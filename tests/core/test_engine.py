@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import pytest
 import neural_tune
 from neural_tune import (
     AccuracyCriterion,
+    AdapterError,
     ConfigError,
     CriterionNotMetError,
     DataError,
@@ -485,6 +488,132 @@ def test_the_run_directory_holds_everything_as_plain_data(task: ToyTask, tmp_pat
 def test_only_the_best_artifact_stays_on_disk(task: ToyTask, tmp_path: Path) -> None:
     result = run(task, conf(tmp_path, strategy="exhaustive", timeout=60, max_trials=5))
     assert len(list((result.run_directory / "trials").iterdir())) == 1
+
+
+class Interrupting(ToyAdapter):
+    """A toy at which Ctrl-C arrives in one of its methods."""
+
+    def __init__(self, method: str, error: BaseException) -> None:
+        super().__init__()
+        self.method, self.error = method, error
+
+    def calibrate(self, *arguments: Any) -> Any:
+        if self.method == "calibrate":
+            raise self.error
+        return super().calibrate(*arguments)
+
+    def guard(self, *arguments: Any) -> Any:
+        if self.method == "guard":
+            raise self.error
+        return super().guard(*arguments)
+
+
+def test_an_interrupt_before_the_search_is_a_recorded_result(task: ToyTask, tmp_path: Path) -> None:
+    result = run(task, conf(tmp_path), framework=Interrupting("calibrate", KeyboardInterrupt()))
+    assert result.status is Status.FAILED
+    assert result.is_interrupted
+    assert "before the search" in result.reason
+    assert json.loads((result.run_directory / "result.json").read_text())["is_interrupted"] is True
+    assert journal.read(result.run_directory / "journal.jsonl")[-1]["kind"] == "end"
+
+
+def test_an_adapter_that_cannot_calibrate_is_a_recorded_failure(task: ToyTask, tmp_path: Path) -> None:
+    result = run(task, conf(tmp_path), framework=Interrupting("calibrate", AdapterError("no kernel")))
+    assert result.status is Status.FAILED
+    assert "no kernel" in result.reason
+    assert (result.run_directory / "result.json").is_file()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), AdapterError("guard broke")])
+def test_a_guard_that_breaks_or_is_interrupted_does_not_lose_the_accepted_model(
+    task: ToyTask, tmp_path: Path, error: BaseException
+) -> None:
+    result = run(task, conf(tmp_path), framework=Interrupting("guard", error))
+    assert result.accepted
+    assert task.accuracy(result.model) == pytest.approx(result.best.metrics["topk"])  # type: ignore[union-attr]
+    assert any("guard" in notice for notice in result.notices)
+    assert result.is_interrupted is isinstance(error, KeyboardInterrupt)
+
+
+def test_an_interrupt_while_speed_is_measured_skips_the_rest_and_keeps_the_model(
+    task: ToyTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("neural_tune.measure.compare_speed", interrupt)
+    result = run(task, conf(tmp_path, objective="size"))
+    assert result.accepted
+    assert result.is_interrupted
+    assert result.certificate is not None
+    assert result.speed is None
+    assert any("no measurement of speed" in notice for notice in result.notices)
+
+
+def test_an_artifact_that_was_touched_after_its_trial_is_built_and_evaluated_again(
+    task: ToyTask, tmp_path: Path
+) -> None:
+    class Tamper:
+        def on_event(self, event: object) -> None:
+            if isinstance(event, events.TrialFinished):
+                (next(tmp_path.glob("w/*/*/trials/1")) / "toy_model" / "extra").write_text("tampered")
+
+    untouched = run(task, conf(tmp_path / "a", objective="size"))
+    tampered = run(task, conf(tmp_path, objective="size"), reporter=Tamper())
+    assert tampered.accepted
+    assert tampered.passes == pytest.approx(untouched.passes + 1.0, abs=0.1)
+    assert not list(tampered.run_directory.glob("model/**/extra"))
+
+
+class Timed(ToyAdapter):
+    """A toy whose int8 models take a quarter of the time of float: sleeping is what a busy machine cannot change."""
+
+    def run(self, built: Any, inputs: Any) -> Any:
+        is_float = all(layer.config.is_float for layer in built.layers)
+        if len(inputs) == QUICK.batch_size:
+            time.sleep(0.06 if is_float else 0.015)
+        return super().run(built, inputs)
+
+
+def test_latency_and_throughput_are_those_of_the_candidate_and_not_their_inverse(task: ToyTask, tmp_path: Path) -> None:
+    result = run(task, conf(tmp_path, objective=["latency", "throughput"]), framework=Timed())
+    assert result.best is not None
+    assert result.baseline is not None
+    now, before = result.best.objectives, result.baseline.objectives
+    assert before["latency"] / now["latency"] == pytest.approx(4.0, rel=0.4)
+    assert now["throughput"] / before["throughput"] == pytest.approx(4.0, rel=0.4)
+    assert now["throughput"] == pytest.approx(QUICK.batch_size / now["latency"] * 1e3, rel=0.4)  # type: ignore[operator]
+    assert result.speedup == pytest.approx(4.0, rel=0.4)
+
+
+def test_a_users_objective_that_is_not_positive_is_refused_before_the_search(task: ToyTask, tmp_path: Path) -> None:
+    def energy(model: Any) -> float:
+        return -1.0
+
+    with pytest.raises(ConfigError, match=r"objective 'energy' returned -1\.0, expected a number above 0"):
+        run(task, conf(tmp_path, objective=energy))
+
+
+def test_a_seed_among_the_options_of_a_strategy_is_refused(task: ToyTask, tmp_path: Path) -> None:
+    config = conf(tmp_path, tuning_criterion=TuningCriterion("random", {"seed": 1}))
+    with pytest.raises(ConfigError, match="set random_seed instead"):
+        run(task, config)
+
+
+def test_resuming_on_another_runtime_is_refused(task: ToyTask, tmp_path: Path) -> None:
+    class Elsewhere(ToyAdapter):
+        def query(self, model: Any) -> Any:
+            return replace(super().query(model), instruction_set="another processor")
+
+    begun = run(task, conf(tmp_path, max_trials=1))
+    with pytest.raises(ConfigError, match="resume: the runtime changed"):
+        run(task, conf(tmp_path, max_trials=2), resume=begun.run_directory, framework=Elsewhere())
+
+
+def test_the_size_objective_counts_every_file_that_was_saved(task: ToyTask, tmp_path: Path) -> None:
+    result = run(task, conf(tmp_path, objective="size"))
+    assert result.best is not None
+    assert result.best.objectives["size"] == result.size
 
 
 FULL_DISK = """

@@ -105,10 +105,10 @@ class _Flow:
                     self._room[arc] -= amount
                     self._room[arc ^ 1] += amount
                 node, path = _SOURCE, []
-            arc = self._next_arc(node, levels, places)
-            if arc is not None:
-                path.append(arc)
-                node = self._heads[arc]
+            onward = self._next_arc(node, levels, places)
+            if onward is not None:
+                path.append(onward)
+                node = self._heads[onward]
             elif path:
                 node = self._heads[path.pop() ^ 1]
                 places[node] += 1

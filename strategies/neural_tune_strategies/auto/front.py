@@ -8,6 +8,7 @@ search along the ladder is a search along one line. What does not pay in cost is
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -100,7 +101,7 @@ def _hull(everything: _Floats, model: ErrorModel, costs: Costs) -> list[_Floats]
 def _refined(corners: Sequence[_Floats], model: ErrorModel, costs: Costs) -> list[_Floats]:
     """Insert single steps where one corner adds several groups: the most damage per cost first, groups around a bad tensor together."""
     sets = list(corners[:1])
-    for low, high in zip(corners, corners[1:], strict=False):
+    for low, high in itertools.pairwise(corners):
         floats = low
         for unit in _units(high - low, model, costs):
             floats |= unit
@@ -137,7 +138,7 @@ def _between(rungs: Sequence[Rung], model: ErrorModel, costs: Costs) -> list[Run
     least harm per cost first, as long as the error stays below that of the rung before.
     """
     found = []
-    for low, high in zip(rungs, rungs[1:], strict=False):
+    for low, high in itertools.pairwise(rungs):
         if low.error <= _LARGE_STEP * high.error:
             continue
         floats = high.floats

@@ -9,6 +9,7 @@ because rankings are noisy and few bad ops are the rule.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -28,9 +29,7 @@ def belief(errors: Sequence[float], *, is_informed: bool) -> list[float]:
     floor = _NEGLIGIBLE * max(errors, default=0.0)
     if not is_informed or floor <= 0.0 or len(errors) < 2:
         return [0.0, *by_count]
-    by_error = [
-        max(0.0, math.log((one + floor) / (other + floor))) for one, other in zip(errors, errors[1:], strict=False)
-    ]
+    by_error = [max(0.0, math.log((one + floor) / (other + floor))) for one, other in itertools.pairwise(errors)]
     count, error = math.fsum(by_count), math.fsum(by_error) or 1.0
     return [0.0, *(a / count + b / error for a, b in zip(by_count, by_error, strict=True))]
 
