@@ -74,7 +74,7 @@ def fit(
     _check_objectives(config, functions)
     evaluator, loader = _evaluator(eval_func, eval_dataloader, eval_metric)
     if isinstance(evaluator, MetricEvaluator):
-        config = _with_directions(config, evaluator.directions)
+        config = _with_directions(config, evaluator.settle(config.criterion))
     own = make_reporter(reporter) if reporter is None or isinstance(reporter, str) else None
     shown: Any = own or reporter
     task = Task(

@@ -23,10 +23,12 @@ from neural_tune.evaluation import (
     CalibrationStream,
     Evaluation,
     Evaluator,
+    FunctionEvaluator,
     MetricEvaluator,
     batch_length,
     check_baseline,
     check_outputs,
+    owned,
     split_batch,
     to_numpy,
 )
@@ -256,11 +258,14 @@ def _statistics(
 
 
 def _tee(stream: CalibrationStream, kept: list[Inputs]) -> Iterator[Inputs]:
-    """Yield the batches of `stream`, keeping copies of the first ones."""
+    """Yield the batches of `stream`, keeping copies of the first ones: whole, until they hold `PROBE_SAMPLES`.
+
+    They are never cut, since a model may take batches of one size only.
+    """
     samples = 0
     for batch in stream:
         if samples < PROBE_SAMPLES:
-            kept.append(_cut(batch, PROBE_SAMPLES - samples))
+            kept.append(_cut(batch, None))
             samples += batch_length(batch)
         yield batch
 
@@ -301,9 +306,10 @@ def _baseline(
     task: Task, bench: Workbench, log: Journal, directory: RunDirectory, records: list[dict[str, Any]]
 ) -> tuple[Baseline, list[str]]:
     """Return the float baseline, from the journal when it is there, else measured; and what is wrong with it."""
-    stored = [record for record in records if record["kind"] == "baseline"]
-    if stored and task.evaluator.restore_baseline(directory.baseline):
-        return from_jsonable(Baseline, stored[-1]["baseline"]), []
+    stored = [from_jsonable(Baseline, record["baseline"]) for record in records if record["kind"] == "baseline"]
+    is_same = bool(records) and records[0]["identity"].get("evaluation") == task.evaluator.identity()
+    if stored and is_same and task.evaluator.restore_baseline(directory.baseline):
+        return stored[-1], []
     task.reporter.on_event(events.StageStarted(stage="baseline"))
     adapter = bench.adapter
     built = adapter.build(bench.model, FLOAT_CANDIDATE, None, task.config.threads)
@@ -317,6 +323,11 @@ def _baseline(
             events.SamplesDone(stage="baseline", trial=0, done=done, total=total)
         ),
     )
+    if stored and evaluation.metrics != stored[-1].metrics:
+        raise ConfigError(
+            f"resume: the evaluation says {dict(evaluation.metrics)} of the float model now, and said {dict(stored[-1].metrics)} then: "
+            "earlier trials cannot be compared with later ones. Start a new run"
+        )
     problems = check_baseline(evaluation)
     baseline = Baseline(
         metrics=evaluation.metrics,
@@ -342,6 +353,7 @@ def _identity(task: Task, adapter: AnyAdapter, model: Any, space: TuningSpace) -
         "model": adapter.fingerprint(model),
         "runtime": " ".join(_versions(space).values()),
         "space": digest((space.groups, space.fixed)),
+        "evaluation": task.evaluator.identity(),
         "configuration": digest(free),
     }
 
@@ -354,6 +366,9 @@ def _check_identity(
     if not begun:
         raise ConfigError("resume: the journal has no opening record; start a new run")
     changed = [name for name, value in identity.items() if begun[0]["identity"].get(name) != value]
+    # An opaque function may have been mended since; what it says of the float model decides then (see `_baseline`).
+    if "evaluation" in changed and isinstance(task.evaluator, FunctionEvaluator):
+        changed.remove("evaluation")
     if "configuration" in changed:
         changed[changed.index("configuration")] = f"configuration ({_changed_fields(begun[0]['config'], task.config)})"
     calibrated = [record["digest"] for record in records if record["kind"] == "calibration"]
@@ -393,12 +408,12 @@ def _first_inputs(loader: Iterable[Any], names: tuple[str, ...]) -> Inputs:
 
 
 def _cut(inputs: Inputs, size: int | None) -> Inputs:
-    """Return the first `size` samples of a batch (all of them when it is None), as numpy."""
+    """Return the first `size` samples of a batch (all of them when it is None), as numpy, sharing no memory with it."""
     if isinstance(inputs, Mapping):
-        return {name: to_numpy(member)[:size] for name, member in inputs.items()}
+        return {name: owned(to_numpy(member)[:size]) for name, member in inputs.items()}
     if isinstance(inputs, tuple | list):
-        return tuple(to_numpy(member)[:size] for member in inputs)
-    return to_numpy(inputs)[:size]
+        return tuple(owned(to_numpy(member)[:size]) for member in inputs)
+    return owned(to_numpy(inputs)[:size])
 
 
 def _options(config: TuneConfig) -> AdapterOptions:

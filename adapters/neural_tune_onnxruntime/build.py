@@ -97,12 +97,14 @@ def restore(artifact: Path, threads: int | None) -> Built:
 
 
 def ranges_of(statistics: Statistics | None) -> regions.FindRange:
-    """Return the function that lays a tensor of the statistics out over the codes of a spec."""
+    """Return the function that lays a tensor of the statistics out over the codes of a spec; None for a tensor of infinities."""
 
-    def find(tensor: str, spec: QuantSpec, choice: TensorRange | None) -> qparams.Parameters:
+    def find(tensor: str, spec: QuantSpec, choice: TensorRange | None) -> qparams.Parameters | None:
         if statistics is None:
             message = f"tensor {tensor!r} is to be quantized statically, but there are no statistics: calibrate first"
             raise AdapterError(message)
+        if tensor in statistics.infinite:
+            return None
         observer = choice.observer if choice is not None else spec.observer
         percentile = choice.percentile if choice is not None else spec.percentile
         low, high = statistics.range_of(

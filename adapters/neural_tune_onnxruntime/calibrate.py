@@ -54,7 +54,8 @@ def collect(
             dropped before the next one starts, because it would keep its memory).
 
     Raises:
-        DataError: no batch, a batch that does not fit the model, or one that makes an activation NaN or infinite.
+        DataError: no batch, a batch that does not fit the model, or one that makes an activation NaN. (Infinities are what a mask is made of:
+            such a tensor has no range, and the statistics say so.)
         AdapterError: a tensor is not of a float type, or the runtime breaks.
     """
     axes = dict(channel_tensors) if isinstance(channel_tensors, Mapping) else dict.fromkeys(channel_tensors, -1)
@@ -70,7 +71,13 @@ def collect(
         raise DataError(
             "calibration got no batch: the iterable is empty (or was used up); give at least one batch of inputs"
         )
-    return Statistics({name: item.result() for name, item in accumulators.items() if item.count}, read)
+    infinite = frozenset(name for name, item in accumulators.items() if item.is_infinite)
+    seen = {name: item.result() for name, item in accumulators.items() if item.count and name not in infinite}
+    if infinite:
+        _LOG.info(
+            "%d tensors take infinite values and get no range: %s", len(infinite), ", ".join(sorted(infinite)[:5])
+        )
+    return Statistics(seen, read, infinite=infinite)
 
 
 def chunks_of(sizes: Mapping[str, int], budget: int) -> Chunks:
@@ -185,6 +192,7 @@ class _Accumulator:
         self._sums: Array | None = None
         self._rows = 0
         self.count = 0
+        self.is_infinite = False
 
     def fold(self, activation: Array, batch: int) -> None:
         """Add one activation (a float type, any shape); nothing of it is kept."""
@@ -193,11 +201,14 @@ class _Accumulator:
         if activation.dtype == np.float64:
             activation = activation.astype(np.float32)
         low, high = float(activation.min()), float(activation.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
+        if math.isnan(low):  # NaN wins over everything, infinities too
             raise DataError(
-                f"calibration batch {batch}: tensor {self._name!r} holds {_describe_bad(activation)}; "
-                "the float model itself overflows on this input: check the preprocessing, or leave the batch out"
+                f"calibration batch {batch}: tensor {self._name!r} holds {int(np.isnan(activation).sum())} NaN; "
+                "the float model itself breaks on this input: check the preprocessing, or leave the batch out"
             )
+        self.is_infinite = self.is_infinite or not (math.isfinite(low) and math.isfinite(high))
+        if self.is_infinite:
+            return
         values = activation.reshape(-1)
         for begin in range(0, values.size, _PIECE):
             piece = values[begin : begin + _PIECE].astype(np.float32, copy=False)
@@ -262,6 +273,8 @@ def _agree(whole: Array, parts: Sequence[Array]) -> bool:
     joined = np.concatenate(parts)
     if joined.shape != whole.shape:
         return False
+    if not np.isfinite(whole).all():  # a mask: nothing to subtract
+        return bool(np.array_equal(joined, whole))
     return bool(np.abs(joined - whole).max(initial=0.0) <= 1e-3 * np.abs(whole).max(initial=0.0))
 
 
@@ -309,8 +322,3 @@ def _check_types(session: Session) -> None:
         raise AdapterError(
             f"only float tensors have a range, found {', '.join(wrong)}; leave them out of the observed tensors"
         )
-
-
-def _describe_bad(activation: Array) -> str:
-    nans, infinite = int(np.isnan(activation).sum()), int(np.isinf(activation).sum())
-    return " and ".join([f"{nans} NaN"] * bool(nans) + [f"{infinite} infinite values"] * bool(infinite))

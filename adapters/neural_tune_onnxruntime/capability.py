@@ -18,6 +18,7 @@ from neural_tune.values import (
     OpCapability,
     OpConfig,
     QuantSpec,
+    Role,
 )
 from neural_tune_onnxruntime.kernels import Kernel
 from neural_tune_onnxruntime.model import OnnxModel
@@ -26,20 +27,24 @@ from neural_tune_onnxruntime.recipes import variants
 
 # minmax keeps every value and is the best start on most convolutional nets; then by how much they clip.
 OBSERVERS = (Observer.MINMAX, Observer.PERCENTILE, Observer.KL, Observer.MSE)
+UNREACHED = "joins int8 neighbours only, and none is within reach"
 _EIGHT_BITS = (DType.UINT8, DType.INT8)
 
 
 def query(model: OnnxModel) -> Capability:
     """Return the choices of every op of `model`, in execution order."""
     graph = model.graph
+    joining, searched = (_reachable(model, search=search) for search in (False, True))
     ops = tuple(
         OpCapability(
             name=op.name,
             type=op.type,
             role=kernel.role,
-            choices=(*preferred(kernel, model.processor), FLOAT) if kernel.in_search else (FLOAT,),
-            extra=_extra(kernel, model.processor),
-            why=kernel.why,
+            choices=(*preferred(kernel, model.processor), FLOAT)
+            if kernel.in_search and op.name in searched
+            else (FLOAT,),
+            extra=_extra(kernel, model.processor) if op.name in joining else (),
+            why=kernel.why if op.name in joining or not kernel.is_quantizable else UNREACHED,
             inputs=graph.activations(op),
             outputs=tuple(name for name in op.outputs if name),
             parameters=sum(graph.constants[name].size for name in dict.fromkeys(op.inputs) if name in graph.constants),
@@ -56,6 +61,35 @@ def query(model: OnnxModel) -> Capability:
         recipes=variants.offered(model),
         notes=model.notes,
     )
+
+
+def _reachable(model: OnnxModel, *, search: bool) -> frozenset[str]:
+    """Return the anchors, and the companions that codes of some anchor can reach: a model that is quantized already leaves companions without one.
+
+    Args:
+        model: The model.
+        search: Whether only the ops count that a search may quantize.
+    """
+    found: set[str] = set()
+    anchored = {
+        op.name
+        for op in model.graph.ops
+        if model.kernels[op.name].role is Role.ANCHOR and (model.kernels[op.name].in_search or not search)
+    }
+    direct = {op.inputs[p] for op in model.graph.ops if op.name in anchored for p in model.kernels[op.name].data}
+    codes: set[str] = set()
+    for op in model.graph.ops:
+        kernel = model.kernels[op.name]
+        data = [op.inputs[position] for position in kernel.data]
+        if kernel.role is Role.COMPANION:
+            joins = any(name in codes for name in data) and all(name in codes or name in direct for name in data)
+        else:
+            joins = op.name in anchored
+        if joins:
+            found.add(op.name)
+        if joins or (kernel.role is Role.PASS_THROUGH and data[0] in codes):
+            codes.add(op.outputs[0])
+    return frozenset(found)
 
 
 @cache

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
+from onnx import helper
 
 from neural_tune.errors import DataError
 from neural_tune.protocols import Inputs
@@ -27,6 +29,7 @@ _TYPES = {
     "tensor(uint8)": np.uint8,
     "tensor(bool)": np.bool_,
 }
+_NAMES: dict[int, str] = {int(helper.np_dtype_to_tensor_dtype(np.dtype(kind))): name for name, kind in _TYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,13 @@ class InputInfo:
         """Return the info of a `NodeArg` of a session."""
         return cls(value.name, value.type, tuple(value.shape))
 
+    @classmethod
+    def of_graph(cls, value: onnx.ValueInfoProto) -> InputInfo:
+        """Return the same from an input of a graph, which no session has to be started for."""
+        kind = value.type.tensor_type
+        shape = (item.dim_value if item.HasField("dim_value") else item.dim_param or None for item in kind.shape.dim)
+        return cls(value.name, _NAMES.get(kind.elem_type, ""), tuple(shape))
+
 
 def to_feed(inputs: Inputs, wanted: Sequence[InputInfo]) -> Feed:
     """Return `inputs` as arrays by name.
@@ -62,12 +72,11 @@ def to_feed(inputs: Inputs, wanted: Sequence[InputInfo]) -> Feed:
     return {info.name: _checked(found[info.name], info) for info in wanted}
 
 
-def check_finite(feed: Feed, where: str) -> None:
-    """Raise DataError if a float input holds NaN or an infinity."""
+def check_numbers(feed: Feed, where: str) -> None:
+    """Raise DataError if a float input holds NaN; infinities pass, because attention masks are made of them."""
     for name, values in feed.items():
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            bad = int(values.size - np.isfinite(values).sum())
-            message = f"{where}: input {name!r} holds {bad} values that are NaN or infinite; check the preprocessing"
+        if values.dtype.kind == "f" and np.isnan(values).any():
+            message = f"{where}: input {name!r} holds {int(np.isnan(values).sum())} NaN; check the preprocessing"
             raise DataError(message)
 
 

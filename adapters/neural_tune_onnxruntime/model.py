@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from neural_tune.errors import AdapterError
@@ -167,6 +168,7 @@ def load(
     graph = Graph.of(proto)
     kernels = {op.name: kernel_of(op, graph, draft.opset) for op in graph.ops}
     store.operands = operands_of(graph, kernels)
+    _check_weights(store)
     return OnnxModel(
         proto=proto,
         graph=graph,
@@ -177,6 +179,24 @@ def load(
         mark=_mark(proto),
         notes=(*draft.notes, *notes),
     )
+
+
+def _check_weights(store: WeightStore) -> None:
+    """Refuse a broken checkpoint here: calibration would see NaN everywhere, and could not say where it comes from.
+
+    Raises:
+        AdapterError: a float constant holds NaN (a single value may be meant), or a weight an infinity.
+    """
+    weights = {name for name, _ in store.operands}
+    for name, tensor in store.tensors.items():
+        if tensor.data_type != FLOAT32 or np.prod(tensor.dims) <= 1:
+            continue
+        values = store.array(name)
+        low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))  # NaN wins over everything
+        if np.isnan(low) or (name in weights and not np.isfinite([low, high]).all()):
+            what = "NaN" if np.isnan(low) else "an infinity"
+            message = f"initializer {name!r} holds {what} among its {values.size} values: the checkpoint is broken, export it again"
+            raise AdapterError(message)
 
 
 def operands_of(graph: Graph, kernels: Mapping[str, Kernel]) -> tuple[Operand, ...]:

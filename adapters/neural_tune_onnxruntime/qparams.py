@@ -27,6 +27,8 @@ _REDUCED = {DType.UINT8: (0, 127), DType.INT8: (-64, 64)}
 _STORED = {DType.UINT8: np.dtype(np.uint8), DType.INT8: np.dtype(np.int8)}
 _TINY = float(np.finfo(np.float32).tiny)
 _INT32_SPAN = np.float64(2.0**32 - 2.0)
+# The code of the bias of a dead channel: half of what int32 holds.
+_FULL_BIAS = 2.0**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,35 @@ def bias_codes(bias: Floats, input_scale: np.float32, weight_scale: Floats) -> t
     codes = np.round(bias.astype(np.float64) / scale.astype(np.float64))
     limits = np.iinfo(np.int32)
     return np.clip(codes, limits.min, limits.max).astype(np.int32), scale
+
+
+def dead_channels(codes: Codes, scale: Floats, zero: Codes, axis: int | None) -> NDArray[np.bool_]:
+    """Return, shaped as `scale`, which channels are all zero and have the scale 1 that stands for "no range"."""
+    candidates = np.asarray(scale == np.float32(1.0))
+    if not candidates.any():
+        return candidates
+    if axis is None:
+        return np.asarray(candidates & np.all(codes == zero))
+    rows = np.moveaxis(codes, axis, 0).reshape(codes.shape[axis], -1)
+    return np.asarray(candidates & np.all(rows == zero.reshape(-1, 1), axis=1))
+
+
+def scale_of_dead_channels(
+    bias: Floats, input_scale: np.float32, weight_scale: Floats, dead: NDArray[np.bool_]
+) -> Floats | None:
+    """Return weight scales that give the bias of an all-zero channel 31 bits; None when there is no such bias.
+
+    Any weight scale serves such a channel, and with it goes the step of its bias. ONNX Runtime's own tool takes 1, so that the bias is rounded to
+    multiples of the input scale, as coarse as an activation. This is the one place where we leave it: the channel's result is its bias.
+    """
+    magnitude: Any = np.abs(bias.astype(np.float64))
+    if weight_scale.ndim == 0:
+        magnitude = np.float64(magnitude.max(initial=0.0))
+    free = dead & (magnitude > 0.0)
+    if not np.any(free):
+        return None
+    steps = np.maximum(magnitude / _FULL_BIAS, _TINY) / np.float64(input_scale)
+    return np.asarray(np.where(free, steps.astype(np.float32), weight_scale), np.float32)
 
 
 def widened_for_bias(bias: Floats, input_scale: np.float32, weight_scale: Floats) -> Floats | None:

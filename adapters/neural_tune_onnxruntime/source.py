@@ -18,6 +18,12 @@ from neural_tune.errors import AdapterError
 # Constants up to this size stay in the graph: shape inference must see them. So do integers (shapes, axes, indices) up to the second.
 INLINE_BYTES = 1024
 INLINE_INTEGER_BYTES = 64 * 1024
+# Types of which a byte holds several values -> bits per value. numpy has none of them, so their bytes are passed on as they are.
+PACKED_BITS = {
+    getattr(onnx.TensorProto, name): bits
+    for name, bits in (("INT4", 4), ("UINT4", 4), ("FLOAT4E2M1", 4), ("INT2", 2), ("UINT2", 2))
+    if hasattr(onnx.TensorProto, name)
+}
 _INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 
 
@@ -68,6 +74,8 @@ class Draft:
         kind = self.elem_type(name)
         if kind == onnx.TensorProto.STRING:
             return 0
+        if kind in PACKED_BITS:
+            return packed_size(kind, self.shape(name))
         return prod(self.shape(name)) * helper.tensor_dtype_to_np_dtype(kind).itemsize
 
     def is_small(self, name: str) -> bool:
@@ -82,8 +90,20 @@ class Draft:
             return self.tensors[name]
         # Raw bytes in one place: the caller's tensor may hold float_data, or lie in another file.
         tensor = onnx.TensorProto(name=name, data_type=kind, dims=self.shape(name))
-        tensor.raw_data = np.ascontiguousarray(self.array(name)).tobytes()
+        values = self.packed(name) if kind in PACKED_BITS else self.array(name)
+        tensor.raw_data = np.ascontiguousarray(values).tobytes()
         return tensor
+
+    def packed(self, name: str) -> NDArray[np.uint8]:
+        """Return the bytes of an initializer of a type that packs several values into one."""
+        tensor = self.tensors[name]
+        if external_data_helper.uses_external_data(tensor):
+            return np.asarray(
+                _mapped(tensor, self.base, np.dtype(np.uint8), (packed_size(tensor.data_type, tuple(tensor.dims)),))
+            )
+        if tensor.raw_data:
+            return np.frombuffer(tensor.raw_data, np.uint8)
+        return np.asarray(tensor.int32_data, np.int64).astype(np.uint8)
 
     def fresh(self, stem: str) -> str:
         """Return a constant's name that nothing uses yet."""
@@ -126,6 +146,15 @@ def read_tensor(tensor: onnx.TensorProto, base: Path | None) -> NDArray[Any]:
     """
     if not external_data_helper.uses_external_data(tensor):
         return numpy_helper.to_array(tensor)
+    return _mapped(tensor, base, helper.tensor_dtype_to_np_dtype(tensor.data_type), tuple(tensor.dims))
+
+
+def packed_size(kind: int, shape: tuple[int, ...]) -> int:
+    """Return the bytes of a tensor of a packed type."""
+    return (prod(shape) * PACKED_BITS[kind] + 7) // 8
+
+
+def _mapped(tensor: onnx.TensorProto, base: Path | None, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     if base is None:
         message = (
             f"initializer {tensor.name!r} lies in another file: pass the path of the model, or load it with its data"
@@ -138,8 +167,7 @@ def read_tensor(tensor: onnx.TensorProto, base: Path | None) -> NDArray[Any]:
             f"initializer {tensor.name!r}: found no data file {entries.get('location')!r} below the model's folder"
         )
         raise AdapterError(message)
-    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    shape, offset = tuple(tensor.dims), int(entries.get("offset", 0))
+    offset = int(entries.get("offset", 0))
     needed = prod(shape) * dtype.itemsize
     if path.stat().st_size < offset + needed:
         message = f"initializer {tensor.name!r}: {path.name} is shorter than the {offset + needed} bytes it must have"

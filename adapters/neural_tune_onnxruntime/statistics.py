@@ -27,7 +27,7 @@ _LOG = logging.getLogger(__name__)
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 _RangeKey: TypeAlias = tuple[str, Observer, float | None, bool, int]
 
-VERSION = 1
+VERSION = 2
 _ARRAYS, _INDEX = "statistics.npz", "statistics.json"
 
 
@@ -77,11 +77,13 @@ class Statistics:
         tensors: Tensor name -> what was seen of it. Not to be changed.
         batches: Number of batches that were read.
         inputs: These batches (or the first of them) on disk, for recipes; None where they were not kept.
+        infinite: Tensors that took infinite values (attention masks do): they have no range, so what reads or writes them stays float.
     """
 
     tensors: Mapping[str, TensorStatistics]
     batches: int = 0
     inputs: Spool | None = None
+    infinite: frozenset[str] = frozenset()
     _ranges: dict[_RangeKey, tuple[float, float]] = field(default_factory=dict, init=False, repr=False)
 
     def of(self, tensor: str) -> TensorStatistics:
@@ -92,6 +94,10 @@ class Statistics:
         """
         if tensor in self.tensors:
             return self.tensors[tensor]
+        if tensor in self.infinite:
+            raise AdapterError(
+                f"tensor {tensor!r} took infinite values in calibration, so it has no range: keep its neighbours in float"
+            )
         raise AdapterError(
             f"tensor {tensor!r} was never observed in calibration ({len(self.tensors)} tensors were), so it has no range; "
             "add it to the observed tensors and calibrate again, or keep its consumers in float"
@@ -146,6 +152,7 @@ def save(stats: Statistics, directory: Path, *, key: str = "") -> None:
         "key": key,
         "batches": stats.batches,
         "tensors": names,
+        "infinite": sorted(stats.infinite),
         "sha256": hashlib.sha256(arrays).hexdigest(),
     }
     # The index names the digest of the arrays and comes last: until it is there, and where it does not fit, nothing is there.
@@ -163,7 +170,8 @@ def load(directory: Path, *, key: str = "") -> Statistics | None:
             return None
         with np.load(io.BytesIO(arrays), allow_pickle=False) as file:
             tensors = list(_from_arrays({name: file[name] for name in file.files}))
-        return Statistics(dict(zip(index["tensors"], tensors, strict=True)), int(index["batches"]))
+        seen = dict(zip(index["tensors"], tensors, strict=True))
+        return Statistics(seen, int(index["batches"]), infinite=frozenset(index["infinite"]))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         _LOG.info("no usable statistics in %s: %s", directory, error)
         return None

@@ -25,7 +25,7 @@ from onnx import external_data_helper, helper
 
 from neural_tune.values import DType, Granularity, QuantSpec
 from neural_tune_onnxruntime import qparams
-from neural_tune_onnxruntime.source import INLINE_BYTES, Draft
+from neural_tune_onnxruntime.source import INLINE_BYTES, PACKED_BITS, Draft, packed_size
 
 FLOAT_FILE = "float.bin"
 _ALIGNMENT = 64
@@ -44,6 +44,7 @@ class Quantized:
         zero: Zero points, shaped as the scales.
         axis: Channel axis; None for per_tensor.
         dtype: Number format.
+        dead: Which channels are all zero, so that their scale is free; shaped as the scales.
     """
 
     tensor: onnx.TensorProto
@@ -51,6 +52,7 @@ class Quantized:
     zero: qparams.Codes
     axis: int | None
     dtype: DType
+    dead: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +97,13 @@ class WeightStore:
         tensors: dict[str, onnx.TensorProto] = {}
         with (folder / FLOAT_FILE).open("wb") as file:
             for name in sorted(draft.constant_names):
-                small = draft.is_small(name)
-                tensors[name] = (
-                    draft.inline(name) if small else _write_tensor(file, name, draft.array(name), FLOAT_FILE)
-                )
+                if draft.is_small(name):
+                    tensors[name] = draft.inline(name)
+                elif draft.elem_type(name) in PACKED_BITS:
+                    tensors[name] = onnx.TensorProto(name=name, data_type=draft.elem_type(name), dims=draft.shape(name))
+                    point(tensors[name], FLOAT_FILE, *append(file, draft.packed(name)))
+                else:
+                    tensors[name] = _write_tensor(file, name, draft.array(name), FLOAT_FILE)
         store = cls(folder, tensors)
         weakref.finalize(store, _remove, folder, os.getpid())
         return store
@@ -156,7 +161,7 @@ class WeightStore:
         codes = qparams.quantize(self.array(operand[0]), scale, found.zero, found.axis, found.dtype)
         tensor = onnx.TensorProto(name=found.tensor.name, data_type=found.tensor.data_type, dims=codes.shape)
         tensor.raw_data = codes.tobytes()
-        return Quantized(tensor, scale, found.zero, found.axis, spec.dtype)
+        return Quantized(tensor, scale, found.zero, found.axis, spec.dtype, found.dead)
 
     def digest(self) -> str:
         """Return a hash of all float values, whatever the file layout."""
@@ -185,17 +190,22 @@ class WeightStore:
                 scale, zero = qparams.weight_parameters(values, axis, spec)
                 codes = qparams.quantize(values, scale, zero, axis, spec.dtype)
                 tensor = _write_tensor(file, f"{name}__{form.file[:-4]}_{number}", codes, location)
-                written[name, axis] = Quantized(tensor, scale, zero, axis, spec.dtype)
+                dead = qparams.dead_channels(codes, scale, zero, axis)
+                written[name, axis] = Quantized(tensor, scale, zero, axis, spec.dtype, dead)
         draft.replace(path)
         return written
 
 
 def read(tensor: onnx.TensorProto, folder: Path) -> NDArray[Any]:
-    """Return the values of a tensor of the store; large ones are mapped."""
+    """Return the values of a tensor of the store; large ones are mapped, and of a packed type (int4) they are the bytes."""
     if not external_data_helper.uses_external_data(tensor):
         return onnx.numpy_helper.to_array(tensor)
     place = {item.key: item.value for item in tensor.external_data}
-    dtype, shape = helper.tensor_dtype_to_np_dtype(tensor.data_type), tuple(tensor.dims)
+    dtype, shape = np.dtype(np.uint8), (0,)
+    if tensor.data_type in PACKED_BITS:
+        shape = (packed_size(tensor.data_type, tuple(tensor.dims)),)
+    else:
+        dtype, shape = helper.tensor_dtype_to_np_dtype(tensor.data_type), tuple(tensor.dims)
     if not prod(shape):
         return np.zeros(shape, dtype)
     return np.memmap(folder / place["location"], dtype=dtype, mode="r", offset=int(place["offset"]), shape=shape)

@@ -2,7 +2,15 @@
 
 from neural_tune.evaluation.builtin import METRICS, Metric, MetricInfo
 from neural_tune.evaluation.certificate import Certificate, MetricCertificate, certify
-from neural_tune.evaluation.data import ArrayLoader, CalibrationStream, as_loader, batch_length, split_batch, to_numpy
+from neural_tune.evaluation.data import (
+    ArrayLoader,
+    CalibrationStream,
+    as_loader,
+    batch_length,
+    owned,
+    split_batch,
+    to_numpy,
+)
 from neural_tune.evaluation.evaluator import Evaluator, FunctionEvaluator, MetricEvaluator, directed
 from neural_tune.evaluation.metrics import metric, metrics
 from neural_tune.evaluation.result import Evaluation
@@ -28,6 +36,7 @@ __all__ = [
     "directed",
     "metric",
     "metrics",
+    "owned",
     "split_batch",
     "to_numpy",
 ]

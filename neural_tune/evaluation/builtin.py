@@ -30,6 +30,9 @@ from neural_tune.evaluation.predictions import (
 )
 from neural_tune.protocols import Array, Outputs
 
+# The `library` of a metric that is not ours.
+USER_CODE = "user code"
+
 Compute = Callable[[Outputs, object], float]
 PerSample = Callable[[Outputs, object], Array]
 
@@ -40,7 +43,7 @@ class Metric:
 
     Attributes:
         name: Name in the results and in the criterion.
-        higher_is_better: Direction.
+        higher_is_better: Direction; None where nobody stated it, and the criterion's holds.
         compute: `(outputs, labels) -> float` on the whole evaluation set; outputs are a tuple of arrays.
         library: Where the value comes from.
         per_sample: `(outputs, labels) -> float64 (n,)` whose mean over any set of samples is the metric; None when the metric is no
@@ -48,15 +51,17 @@ class Metric:
         best_per_sample: The best value one sample can have (1 for accuracy, 0 for errors).
         margin: `(float outputs, labels) -> (n,)`; a candidate loses the samples with the smallest values first. None without
             `per_sample`.
+        spec: What was asked for, with every option: the same text in every process (see `identity`).
     """
 
     name: str
-    higher_is_better: bool
+    higher_is_better: bool | None
     compute: Compute
-    library: str = "user code"
+    library: str = USER_CODE
     per_sample: PerSample | None = None
     best_per_sample: float = math.nan
     margin: PerSample | None = None
+    spec: str = ""
 
     def warm_up(self) -> None:
         """Import the library behind the metric, so that a missing one is found before a long pass, not after it."""

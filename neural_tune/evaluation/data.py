@@ -20,7 +20,7 @@ _LABEL_KEYS = ("labels", "label")
 
 
 def split_batch(batch: object, input_names: Sequence[str] = ()) -> tuple[Inputs, object | None]:
-    """Return `(inputs, labels)` of one batch; labels are None when it has none.
+    """Return `(inputs, labels)` of one batch; labels are None when it has none. Inputs that are lists of rows become numpy arrays.
 
     With k the number of `input_names` (nothing known counts as one input), the rules are, in this order:
 
@@ -33,8 +33,16 @@ def split_batch(batch: object, input_names: Sequence[str] = ()) -> tuple[Inputs,
        members (k > 1) are the inputs followed by the labels; any m > 2 is inputs when no name is known.
 
     Raises:
-        DataError: the batch is none of these.
+        DataError: the batch is none of these, or the rows of a list differ in shape.
     """
+    inputs, labels = _split(batch, input_names)
+    if any(isinstance(value, list) for _, value in members(inputs)):
+        # A list of rows is one array here; whoever gets it next would take it for a sequence of inputs.
+        inputs = map_members(inputs, lambda value: to_numpy(value) if isinstance(value, list) else value)
+    return inputs, labels
+
+
+def _split(batch: object, input_names: Sequence[str]) -> tuple[Inputs, object | None]:
     if isinstance(batch, Mapping):
         return _split_mapping(batch, input_names)
     if not is_sequence_of_arrays(batch):
@@ -129,6 +137,15 @@ def to_numpy(value: object) -> Array:
     return array
 
 
+def owned(value: object) -> Array:
+    """Return `value` as a numpy array that shares no memory with it: a loader may fill one buffer again and again.
+
+    Raises:
+        DataError: see `to_numpy`.
+    """
+    return np.array(to_numpy(value), copy=True)
+
+
 def _from_torch(tensor: Any) -> Array:
     host = tensor.detach().cpu()
     try:
@@ -210,13 +227,16 @@ def _feed(state: Any, value: object) -> None:
 
 
 class CalibrationStream:
-    """The first `sampling_size` samples of a loader, as batches of inputs; it can be read once.
+    """The first batches of a loader, until they hold `sampling_size` samples, as inputs; it can be read once.
+
+    Batches are never cut, because a model may take batches of one size only: the last one may exceed the sampling size. They are numpy
+    arrays of their own, so that a loader that fills one buffer again and again changes nothing that was handed out.
 
     Attributes:
         samples: Samples handed out so far.
         first_batch_digest: Content hash of the first batch of inputs; empty until it was read.
         first_inputs: Inputs of the first batch, for sanity checks; None until it was read.
-        notices: What a person should know after reading, such as data that ended early.
+        notices: What a person should know after reading, such as data that ended early, or samples beyond the sampling size.
     """
 
     def __init__(self, loader: object, sampling_size: int, input_names: Sequence[str] = ()) -> None:
@@ -244,7 +264,7 @@ class CalibrationStream:
         return self.first_batch_digest
 
     def __iter__(self) -> Iterator[Inputs]:
-        """Yield batches of inputs; the last one is cut to the sampling size.
+        """Yield batches of inputs as the loader cut them.
 
         Raises:
             DataError: this is the second iteration, there is no sample, or a batch is malformed.
@@ -260,14 +280,18 @@ class CalibrationStream:
     def _batches(self) -> Iterator[Inputs]:
         batch: Inputs | None = self.first_inputs
         while batch is not None and self.samples < self._limit:
-            room, length = self._limit - self.samples, batch_length(batch)
-            self.samples += min(room, length)
-            yield batch if length <= room else _cut(batch, slice(room))
+            self.samples += batch_length(batch)
+            yield batch
             batch = self._next_inputs() if self.samples < self._limit else None
         if self.samples < self._limit:
             self.notices.append(
                 f"calibration: {self._limit} samples were asked for, the data has {self.samples}; all of them are used. "
                 "Give more data or a smaller sampling_size"
+            )
+        elif self.samples > self._limit:
+            self.notices.append(
+                f"calibration: {self._limit} samples were asked for, {self.samples} are used: batches are taken whole, as the loader cuts "
+                "them"
             )
 
     def _read_first(self) -> None:
@@ -285,7 +309,7 @@ class CalibrationStream:
         for batch in self._source or ():
             inputs, _ = split_batch(batch, self._names)
             if batch_length(inputs) > 0:
-                return inputs
+                return map_members(inputs, owned)
         return None
 
 

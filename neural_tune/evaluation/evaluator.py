@@ -20,10 +20,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from neural_tune.errors import DataError
-from neural_tune.evaluation.builtin import Metric
+from neural_tune.errors import ConfigError, DataError
+from neural_tune.evaluation.builtin import USER_CODE, Metric
 from neural_tune.evaluation.certificate import Certificate, Resampled, certify
 from neural_tune.evaluation.data import as_loader
+from neural_tune.evaluation.identity import described
 from neural_tune.evaluation.metrics import as_number, best_possible
 from neural_tune.evaluation.metrics import metrics as build_metrics
 from neural_tune.evaluation.result import OUTPUT_PREFIX, Evaluation
@@ -53,6 +54,9 @@ class Evaluator(Protocol):
 
     size: int
     directions: Mapping[str, bool]
+
+    def identity(self) -> str:
+        """Return a text that says what is measured, the same in every process; a run must not go on with another one."""
 
     def baseline(self, adapter: AnyAdapter, built: Any, progress: Progress | None = None) -> Evaluation:
         """Evaluate the float model on everything and remember it."""
@@ -173,6 +177,10 @@ class FunctionEvaluator(_Remembers):
         super().__init__({})
         self._eval_func = eval_func
 
+    def identity(self) -> str:
+        """Return class, module, name and code of the function; not what it reads from elsewhere (see `identity.described`)."""
+        return f"{type(self).__name__}: {described(self._eval_func)}"
+
     def baseline(self, adapter: AnyAdapter, built: Any, progress: Progress | None = None) -> Evaluation:
         """Call the function on the float model.
 
@@ -275,7 +283,7 @@ class MetricEvaluator(_Remembers):
     repeated in data order. A rejection of such a model is exact for the batches that were run.
 
     Attributes:
-        metrics: The metrics.
+        metrics: The metrics. One whose direction nobody stated has None there until `settle`; until then nothing is rejected early.
         input_names: Names of the model's inputs; set them where batches are flat tuples of several inputs (see `split_batch`).
         notices: What a person should know, such as a model that depends on its batch.
     """
@@ -296,10 +304,34 @@ class MetricEvaluator(_Remembers):
             DataError: the loader can be read only once.
         """
         self.metrics = build_metrics(metrics)
-        super().__init__({metric.name: metric.higher_is_better for metric in self.metrics})
+        super().__init__(_directions(self.metrics))
+        self._stated = self.metrics
         self.notices: list[str] = []
         self._samples = SampleSet(as_loader(loader, batch_size), cache_bytes, input_names)
         self._margin: Array | None = None
+
+    def identity(self) -> str:
+        """Return class and every metric with all its options; for a callable its module, name and code."""
+        return "; ".join((type(self).__name__, *(_spec(metric) for metric in self._stated)))
+
+    def settle(self, criterion: AccuracyCriterion) -> Mapping[str, bool]:
+        """Take directions that no metric states from `criterion`, and return those of all metrics. To be called before the baseline.
+
+        Raises:
+            ConfigError: a callable states one direction, and the criterion of its own the other.
+        """
+        for metric in self._stated:
+            own = criterion.metrics.get(metric.name)
+            if own is None or metric.library != USER_CODE or metric.higher_is_better is None:
+                continue
+            if own.higher_is_better != metric.higher_is_better:
+                raise ConfigError(
+                    f"metric {metric.name!r}: found higher_is_better={metric.higher_is_better} with the metric and "
+                    f"{own.higher_is_better} in its accuracy criterion, expected one direction. Change one of them"
+                )
+        self.metrics = tuple(_settled(metric, criterion) for metric in self._stated)
+        self.directions = _directions(self.metrics)
+        return self.directions
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -346,6 +378,8 @@ class MetricEvaluator(_Remembers):
             DataError: there is no baseline, or the data changed.
         """
         self._known_baseline()
+        if len(self.directions) < len(self.metrics):
+            hopeless = None  # the best value that is still possible is not known without a direction
         start = time.perf_counter()
         visits = self._samples.visits(self._margin) if self._can_reorder(hopeless) and self._margin is not None else []
         spent = 0
@@ -448,7 +482,7 @@ class MetricEvaluator(_Remembers):
     @property
     def _resampling(self) -> tuple[Metric, ...]:
         # A user's metric may take minutes; the library's take milliseconds.
-        return tuple(metric for metric in self.metrics if metric.per_sample is None and metric.library != "user code")
+        return tuple(metric for metric in self.metrics if metric.per_sample is None and metric.library != USER_CODE)
 
     def _outputs_to_keep(self, outputs: Outputs) -> dict[str, Array]:
         fits = sum(output.nbytes for output in outputs) <= _KEPT_OUTPUTS
@@ -474,8 +508,7 @@ class MetricEvaluator(_Remembers):
         return {metric.name: resampler(metric) for metric in self._resampling}
 
     def _kind(self) -> dict[str, Any]:
-        described = [[metric.name, metric.library, metric.higher_is_better] for metric in self.metrics]
-        return {"evaluator": type(self).__name__, "described": described}
+        return {"evaluator": type(self).__name__, "described": self.identity(), "directions": dict(self.directions)}
 
     def _identity(self) -> dict[str, Any]:
         return {**self._kind(), "size": self.size, "digests": list(self._samples.digests)}
@@ -486,6 +519,29 @@ class MetricEvaluator(_Remembers):
     def _take(self, meta: dict[str, Any], arrays: dict[str, Array]) -> None:
         self._samples.expect(meta["digests"])
         self.size, self._margin = int(meta["size"]), arrays.get("margin")
+
+
+def _directions(metrics: Sequence[Metric]) -> dict[str, bool]:
+    return {metric.name: metric.higher_is_better for metric in metrics if metric.higher_is_better is not None}
+
+
+def _settled(metric: Metric, criterion: AccuracyCriterion) -> Metric:
+    if metric.higher_is_better is not None:
+        return metric
+    return replace(metric, higher_is_better=criterion.metrics.get(metric.name, criterion).higher_is_better)
+
+
+def _spec(metric: Metric) -> str:
+    """Return what was asked for; of a `Metric` that somebody built himself, its parts."""
+    parts = (
+        metric.name,
+        metric.library,
+        metric.higher_is_better,
+        metric.compute,
+        metric.per_sample,
+        metric.best_per_sample,
+    )
+    return metric.spec or described(parts)
 
 
 def _checked(outputs: object, length: int) -> Outputs:
@@ -520,6 +576,10 @@ def directed(criterion: AccuracyCriterion, directions: Mapping[str, bool]) -> Ac
 
     A metric of ours knows whether higher is better; a criterion that says otherwise would accept the worst candidates and make early
     rejection wrong.
+
+    Args:
+        criterion: The criterion.
+        directions: Metric -> higher is better, of every metric the evaluation returns: a criterion without metrics of its own gets these.
     """
     if not directions:
         return criterion

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from neural_tune.errors import ConfigError, DataError
 from neural_tune.evaluation.builtin import METRICS, Metric, MetricInfo
 from neural_tune.evaluation.data import to_numpy
+from neural_tune.evaluation.identity import described
 from neural_tune.evaluation.predictions import Selection
 from neural_tune.protocols import Outputs
 
@@ -48,7 +50,7 @@ def metric(spec: object) -> Metric:
     `{"f1": {"average": "macro"}}`, where every built-in also takes `output` (position), `labels` (key or position) and `name`;
     "module:callable" or `{"module:callable": {"higher_is_better": False}}`; a callable, or `{"callable": f, "higher_is_better": ...,
     "name": ...}`. A callable takes `(outputs, labels)` and returns a number; outputs are one array, or a tuple of arrays when the model
-    has several.
+    has several. Where a callable comes without `higher_is_better`, the criterion says which way is better.
 
     Raises:
         ConfigError: the metric or an option is unknown, or a value is out of range.
@@ -101,7 +103,8 @@ def _table(name: str, info: MetricInfo, options: object) -> dict[str, Any]:
 
 
 def _from_info(name: str, info: MetricInfo, options: dict[str, Any]) -> Metric:
-    own = [key for key in inspect.signature(info.build).parameters if key != "selection"]
+    parameters = inspect.signature(info.build).parameters
+    own = [key for key in parameters if key != "selection"]
     unknown = sorted(set(options) - set(own) - set(_COMMON))
     if unknown:
         raise ConfigError(f"metric {name}: found the options {unknown}, expected only {[*own, *_COMMON]}")
@@ -109,15 +112,18 @@ def _from_info(name: str, info: MetricInfo, options: dict[str, Any]) -> Metric:
     if isinstance(output, bool) or not isinstance(output, int):
         raise ConfigError(f"metric {name}: found output={output!r}, expected the position of an output")
     selection = Selection(metric=str(options.get("name", name)), output=output, labels=options.get("labels"))
-    return info.build(selection, **{key: value for key, value in options.items() if key in own})
+    built: Metric = info.build(selection, **{key: value for key, value in options.items() if key in own})
+    chosen = {key: options.get(key, parameters[key].default) for key in own}
+    where = {"output": output, "labels": selection.labels, "name": selection.metric}
+    return replace(built, spec=f"{name} {described({**chosen, **where})}")
 
 
 def _from_callable(function: object, options: Mapping[Any, Any]) -> Metric:
     unknown = sorted(set(map(str, options)) - {"higher_is_better", "name"})
-    higher = options.get("higher_is_better", True)
+    higher = options.get("higher_is_better")
     if not callable(function):
         raise ConfigError(f"metric: found {function!r}, expected a callable (outputs, labels) -> number")
-    if unknown or not isinstance(higher, bool):
+    if unknown or not isinstance(higher, bool | None):
         raise ConfigError(
             f"metric {function!r}: found the options {dict(options)}, expected higher_is_better (true or false) and name"
         )
@@ -127,7 +133,8 @@ def _from_callable(function: object, options: Mapping[Any, Any]) -> Metric:
     def compute(outputs: Outputs, labels: object) -> float:
         return as_number(called(outputs[0] if len(outputs) == 1 else outputs, labels), f"metric {name!r}")
 
-    return Metric(name=name, higher_is_better=higher, compute=compute)
+    spec = f"{described(function)} {described({'name': name, 'higher_is_better': higher})}"
+    return Metric(name=name, higher_is_better=higher, compute=compute, spec=spec)
 
 
 def _imported(target: str) -> object:
@@ -169,7 +176,12 @@ def best_possible(metric: Metric, seen: float, count: int, size: int) -> float:
 
     A metric that is no mean of per-sample values can still be anything: +inf, or -inf where lower is better. The bound is widened by
     a relative 1e-9, so that rounding never rejects what the library's own sum accepts.
+
+    Raises:
+        ConfigError: the metric's direction is not known.
     """
+    if metric.higher_is_better is None:
+        raise ConfigError(f"metric {metric.name!r}: it is not known whether higher is better; state higher_is_better")
     if metric.per_sample is None:
         return math.inf if metric.higher_is_better else -math.inf
     bound = (seen + (size - count) * metric.best_per_sample) / size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from neural_tune.evaluation.data import (
     is_sequence_of_arrays,
     map_members,
     members,
+    owned,
     split_batch,
     to_numpy,
 )
@@ -27,8 +29,8 @@ class Batch:
 
     Attributes:
         rows: Their numbers in data order, int64 (n,).
-        inputs: Inputs of n samples, as numpy arrays.
-        labels: Labels of the n samples (see `numpy_labels`); None without labels.
+        inputs: Inputs of n samples, as numpy arrays that share no memory with the loader's.
+        labels: Labels of the n samples (see `numpy_labels`), the same way; None without labels.
     """
 
     rows: Array
@@ -107,9 +109,10 @@ class SampleSet:
 
     def _batch(self, raw: object, start: int) -> Batch:
         inputs, labels = split_batch(raw, self.input_names)
-        arrays = map_members(inputs, to_numpy)
+        # Copies: batches and labels are kept, and a loader may fill one buffer again and again.
+        arrays = map_members(inputs, owned)
         length = batch_length(arrays)
-        converted = numpy_labels(labels, length)
+        converted = _owned_labels(numpy_labels(labels, length))
         if converted is not None and (found := label_count(converted)) != length:
             raise DataError(
                 f"a batch has {length} samples in its inputs and {found} in its labels; expected one label per sample"
@@ -152,15 +155,14 @@ class SampleSet:
         return batch, int(row - batch.rows[0])
 
     def visits(self, margin: Array) -> list[Array]:
-        """Return row numbers per batch so that samples come by ascending `margin`, in batches of the loader's (first) size.
+        """Return row numbers per batch so that samples come by ascending `margin`, in batches of the loader's own sizes.
 
-        Samples whose inputs differ in shape or type cannot share a batch: they are sorted apart, and the batches then come by their
+        The sizes come in the loader's order, since a model may refuse any other. Samples whose inputs differ in shape or type cannot share a batch: they are sorted apart, and the batches then come by their
         mean margin. Needs `is_cached`.
         """
         if self._cache is None:
             raise AssertionError("visits is called only after is_cached was seen")
         margin = np.nan_to_num(margin, nan=-np.finfo(np.float64).max)
-        size = len(self._cache[0].rows)
         groups: dict[tuple[object, ...], list[Array]] = {}
         for batch in self._cache:
             groups.setdefault(_form(batch.inputs), []).append(batch.rows)
@@ -168,7 +170,7 @@ class SampleSet:
         for parts in groups.values():
             rows = np.concatenate(parts)
             rows = rows[np.argsort(margin[rows], kind="stable")]
-            chunks += [rows[start : start + size] for start in range(0, len(rows), size)]
+            chunks += np.split(rows, np.cumsum([len(part) for part in parts])[:-1])
         # One form: the chunks are in order already, and a rounded mean of ties must not swap the short last one.
         return chunks if len(groups) == 1 else sorted(chunks, key=lambda rows: float((margin[rows] / len(rows)).sum()))
 
@@ -218,6 +220,13 @@ def numpy_labels(labels: object, length: int) -> object:
             return tuple(to_numpy(item) for item in labels)
         return _stacked(labels)
     return to_numpy(list(labels) if isinstance(labels, tuple) else labels)
+
+
+def _owned_labels(labels: object) -> object:
+    """Return labels that share no memory with the loader's."""
+    if labels is None:
+        return None
+    return copy.deepcopy(labels) if isinstance(labels, list) else map_members(labels, owned)
 
 
 def _stacked(labels: list[Any]) -> object:

@@ -61,6 +61,10 @@ class Recorder:
         return [event for event in self.events if isinstance(event, kind)]
 
 
+def is_float(model: Any) -> bool:
+    return all(layer.config.is_float for layer in model.layers)
+
+
 def conf(tmp_path: Path, **changes: Any) -> PostTrainingQuantConfig:
     tuning = {name: changes.pop(name) for name in ("strategy", "timeout", "max_trials", "objective") if name in changes}
     settings: dict[str, Any] = {
@@ -269,7 +273,9 @@ def test_kill_9_during_trial_k_loses_only_trial_k(task: ToyTask, tmp_path: Path)
     assert records[-1]["kind"] == "started"
     evaluations = []
 
-    def accuracy(model: Any) -> float:
+    def accuracy(model: Any) -> float:  # another function than the killed one's, which says the same of the float model
+        if is_float(model):
+            return 0.9
         evaluations.append(1)
         return 0.1
 
@@ -569,9 +575,8 @@ class Timed(ToyAdapter):
     """A toy whose int8 models take a quarter of the time of float: sleeping is what a busy machine cannot change."""
 
     def run(self, built: Any, inputs: Any) -> Any:
-        is_float = all(layer.config.is_float for layer in built.layers)
         if len(inputs) == QUICK.batch_size:
-            time.sleep(0.06 if is_float else 0.015)
+            time.sleep(0.06 if is_float(built) else 0.015)
         return super().run(built, inputs)
 
 
@@ -598,6 +603,38 @@ def test_a_seed_among_the_options_of_a_strategy_is_refused(task: ToyTask, tmp_pa
     config = conf(tmp_path, tuning_criterion=TuningCriterion("random", {"seed": 1}))
     with pytest.raises(ConfigError, match="set random_seed instead"):
         run(task, config)
+
+
+def test_resuming_with_another_metric_is_refused(task: ToyTask, tmp_path: Path) -> None:
+    begun = run(task, conf(tmp_path, max_trials=1), eval_metric={"topk": 3})
+    with pytest.raises(ConfigError, match="resume: the evaluation changed"):
+        run(task, conf(tmp_path, max_trials=2), eval_metric={"topk": 2}, resume=begun.run_directory)
+
+
+def test_resuming_with_an_eval_func_that_says_something_else_of_float_is_refused(task: ToyTask, tmp_path: Path) -> None:
+    opaque = {"eval_dataloader": None, "eval_metric": None}
+    begun = run(task, conf(tmp_path, max_trials=1), eval_func=task.accuracy, **opaque)
+    with pytest.raises(ConfigError, match="earlier trials cannot be compared with later ones"):
+        run(
+            task,
+            conf(tmp_path, max_trials=2),
+            eval_func=lambda model: 100 * task.accuracy(model),
+            resume=begun.run_directory,
+            **opaque,
+        )
+
+
+def test_a_mended_eval_func_that_says_the_same_of_float_may_go_on(task: ToyTask, tmp_path: Path) -> None:
+    opaque = {"eval_dataloader": None, "eval_metric": None}
+    begun = run(task, conf(tmp_path, max_trials=1), eval_func=task.accuracy, **opaque)
+    mended = run(
+        task,
+        conf(tmp_path, max_trials=2),
+        eval_func=lambda model: 0.0 + task.accuracy(model),
+        resume=begun.run_directory,
+        **opaque,
+    )
+    assert mended.accepted
 
 
 def test_resuming_on_another_runtime_is_refused(task: ToyTask, tmp_path: Path) -> None:
@@ -645,5 +682,12 @@ def test_a_full_disk_costs_at_most_the_running_trial(task: ToyTask, tmp_path: Pa
     records = [record for record in journal.read(root / "journal.jsonl") if record["kind"] == "trial"]
     assert len(records) == 1
     config = conf(tmp_path, max_trials=2, performance=PerformanceConfig(repeats=10, seconds=0.05))
-    result = run(task, config, resume=root, eval_func=lambda model: 0.1, eval_dataloader=None, eval_metric=None)
+    result = run(
+        task,
+        config,
+        resume=root,
+        eval_func=lambda model: 0.9 if is_float(model) else 0.1,
+        eval_dataloader=None,
+        eval_metric=None,
+    )
     assert [trial.trial.number for trial in result.trials] == [1, 2]

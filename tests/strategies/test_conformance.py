@@ -65,4 +65,4 @@ class TestBayesian(_Sampled):
     @pytest.fixture
     def make_strategy(self, plugin):
         # A fit takes a quarter of a second and the kit proposes thousands of times; test_sampled.py looks at the model.
-        return lambda seed: plugin.create(seed=seed, startup=60)
+        return lambda seed: plugin.create(seed=seed, startup=100)

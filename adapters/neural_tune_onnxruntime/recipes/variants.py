@@ -156,9 +156,9 @@ def _observed_anew(model: OnnxModel, tensors: tuple[str, ...], before: Statistic
     if not changed:
         return before
     wanted = [name for name in changed if not _is_inside(name, model)]
-    found = calibrate.collect(model.session_for_outputs, wanted, spool.feeds()).tensors if wanted else {}
+    found = calibrate.collect(model.session_for_outputs, wanted, spool.feeds()) if wanted else Statistics({})
     kept = {name: item for name, item in before.tensors.items() if name not in changed}
-    return Statistics({**kept, **found}, before.batches, before.inputs)
+    return Statistics({**kept, **found.tensors}, before.batches, before.inputs, before.infinite | found.infinite)
 
 
 def _is_inside(tensor: str, model: OnnxModel) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -125,7 +125,8 @@ class _Writer:
         onnxruntime 1.21 and newer give a float Conv or Gemm between DequantizeLinear and QuantizeLinear int8 weights of their own, per_tensor
         (its WeightBiasQuantization pass), so an op that fell back to float may lose more accuracy than in full int8: outputs of a random half of
         a MobileNet were off by 0.32 instead of 0.24. The pass looks for a single scale: the same scale once per channel keeps it away.
-        (Whether a QuantizeLinear follows cannot be told here: the runtime first moves it forward past MaxPool, Reshape, Transpose.)
+        (Whether a QuantizeLinear follows cannot be told here: the runtime first moves one that lies behind a MaxPool, Reshape or Transpose
+        backward to the op before those.)
         """
         if op.name in self.regions.configs or op.type not in _QUANTIZED_UNASKED or not self.model.takes_axis:
             return 0
@@ -224,6 +225,8 @@ class _Writer:
         if kernel.bias is not None:
             bias = self._bias(op, kernel)
             step = self.regions.coded[op.inputs[kernel.data[0]]].parameters.scale
+            free = qparams.scale_of_dead_channels(bias, step, found.scale, found.dead)
+            found = found if free is None else replace(found, scale=free)
             widened = qparams.widened_for_bias(bias, step, found.scale) if not found.zero.any() else None
             if widened is not None:
                 found = self.model.store.requantized(operand, config.weight, found, widened)
@@ -233,7 +236,9 @@ class _Writer:
     def _bias(self, op: Op, kernel: Kernel) -> Floats:
         """Return the bias with one value per output channel, whatever shape it is broadcast from."""
         values = np.asarray(self.model.store.array(op.inputs[kernel.bias or 0]), np.float32).reshape(-1)
-        channels = self.model.graph.constants[op.inputs[kernel.weight or 0]].shape[kernel.axis or 0]
+        # Not from the channel axis of the kernel, which is None where the opset lets weights be quantized per tensor only.
+        axis = 1 if op.type == "Gemm" and not op.attribute("transB", 0) else 0
+        channels = self.model.graph.constants[op.inputs[kernel.weight or 0]].shape[axis]
         return values if values.size == channels else np.broadcast_to(values, (channels,)).copy()
 
     def _write_bias(self, op: Op, bias: Floats, step: np.float32, weight: Quantized) -> str:

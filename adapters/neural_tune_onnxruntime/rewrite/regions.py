@@ -24,8 +24,9 @@ from neural_tune_onnxruntime.model import OnnxModel
 from neural_tune_onnxruntime.qparams import Parameters
 from neural_tune_onnxruntime.recipes import variants
 
-# Returns the parameters of a tensor from its statistics, for a spec and the candidate's own choice for that tensor.
-FindRange: TypeAlias = Callable[[str, QuantSpec, TensorRange | None], Parameters]
+# Returns the parameters of a tensor from its statistics, for a spec and the candidate's own choice for that tensor; None when the tensor
+# has no range (a mask of infinities).
+FindRange: TypeAlias = Callable[[str, QuantSpec, TensorRange | None], Parameters | None]
 _FOLDABLE = ("Relu", "Clip")
 
 
@@ -82,11 +83,18 @@ def plan(model: OnnxModel, candidate: Candidate, find_range: FindRange) -> Regio
         CapabilityError: it names ops, tensors or recipes that do not exist, or configs that cannot run.
     """
     _check(model, candidate)
-    planner = _Planner(model.graph, model.kernels, candidate)
-    planner.look_back()
-    for op in model.graph.ops:
-        planner.visit(op)
-    return planner.finish(find_range)
+    # Only a look at the statistics tells that a tensor has no range. What would code it is then refused, and the rest is planned anew.
+    rangeless: frozenset[str] = frozenset()
+    while True:
+        planner = _Planner(model.graph, model.kernels, candidate, rangeless)
+        planner.look_back()
+        for op in model.graph.ops:
+            planner.visit(op)
+        parameters = planner.lay_out(find_range)
+        found = {tensor: item for tensor, item in parameters.items() if item is not None}
+        if len(found) == len(parameters):
+            return planner.finish(found)
+        rangeless |= parameters.keys() - found.keys()
 
 
 def _check(model: OnnxModel, candidate: Candidate) -> None:
@@ -109,6 +117,7 @@ class _Planner:
     graph: Graph
     kernels: Mapping[str, Kernel]
     candidate: Candidate
+    rangeless: frozenset[str] = frozenset()
     anchors: dict[str, OpConfig] = field(default_factory=dict)
     wanted_by_anchor: set[str] = field(default_factory=set)
     wanted: set[str] = field(default_factory=set)
@@ -126,6 +135,8 @@ class _Planner:
         for op in reversed(self.graph.ops):
             kernel = self.kernels[op.name]
             if kernel.is_quantizable and op.name in self.candidate.ops:
+                if self._lacks_range(op, kernel):
+                    continue
                 tensors = {op.inputs[position] for position in kernel.data}
                 self.wanted |= tensors
                 if kernel.role is Role.ANCHOR:
@@ -142,7 +153,7 @@ class _Planner:
         kernel = self.kernels[op.name]
         if op.name in self.anchors:
             self._take_anchor(op, kernel)
-        elif op.name in self.candidate.ops:
+        elif op.name in self.candidate.ops and op.name not in self.refused:
             self._take_companion(op, kernel)
         elif kernel.shares_scale and op.inputs[0] in self.written:
             self._carry(op)
@@ -159,12 +170,32 @@ class _Planner:
             return result, None
         return reader.outputs[0], reader
 
+    def _lacks_range(self, op: Op, kernel: Kernel) -> bool:
+        """Refuse `op` if a tensor that it has to read or write as codes has no range; return whether it is refused."""
+        tensors = [op.inputs[position] for position in kernel.data]
+        if self._must_write(op, kernel):
+            tensors.append(self.tail(op)[0])
+        for tensor in tensors:
+            if tensor in self.rangeless:
+                self.refused[op.name] = (
+                    f"tensor {tensor!r} takes infinite values, as a mask does: it has no range to quantize"
+                )
+                return True
+        return False
+
+    def _must_write(self, op: Op, kernel: Kernel) -> bool:
+        """Return whether `op`, once int8, hands out codes whoever reads them.
+
+        Gemm and MatMul hand out float as fast as codes, and more exactly: codes only where an int8 op reads them. Not so before a Relu or
+        Clip: with a float op behind that, the runtime takes the product and the activation together in float and dequantizes the weights in every call
+        (onnxruntime 1.31; perceptron with a float end: FusedGemm instead of QGemm).
+        """
+        return kernel.emits or self.candidate.ops[op.name].output is not None or self.tail(op)[1] is not None
+
     def _take_anchor(self, op: Op, kernel: Kernel) -> None:
-        config = self.anchors[op.name]
-        self.configs[op.name] = config
+        self.configs[op.name] = self.anchors[op.name]
         tail, _ = self.tail(op)
-        # Gemm and MatMul hand out float as fast as codes, and more exactly: codes only where an int8 op reads them.
-        if kernel.emits or config.output is not None or tail in self.wanted_by_anchor:
+        if self._must_write(op, kernel) or (tail in self.wanted_by_anchor and tail not in self.rangeless):
             self._write(op)
 
     def _take_companion(self, op: Op, kernel: Kernel) -> None:
@@ -194,20 +225,25 @@ class _Planner:
         source = op.inputs[0]
         self.sources[op.outputs[0]] = self.sources.get(source, source)
 
-    def finish(self, find_range: FindRange) -> Regions:
-        """Return the decisions with the parameters of every coded tensor."""
-        coded: dict[str, Coded] = {}
+    def lay_out(self, find_range: FindRange) -> dict[str, Parameters | None]:
+        """Return the parameters of every coded tensor that has a scale of its own; None for one without a range."""
         choices = {choice.tensor: choice for choice in self.candidate.ranges}
         readers = self._readers()
+        found: dict[str, Parameters | None] = {}
         for tensor in dict.fromkeys((*readers, *self.written)):
-            source = self.sources.get(tensor, tensor)
-            if source != tensor:
-                continue
+            if self.sources.get(tensor, tensor) == tensor:
+                writer = self.written.get(tensor)
+                choice = choices.get(tensor) or (choices.get(writer.outputs[0]) if writer is not None else None)
+                found[tensor] = find_range(tensor, self._spec(tensor, readers), choice)
+        return found
+
+    def finish(self, parameters: Mapping[str, Parameters]) -> Regions:
+        """Return the decisions with the parameters of every coded tensor."""
+        coded: dict[str, Coded] = {}
+        readers = self._readers()
+        for tensor, found in parameters.items():
+            limited = None if tensor in self.written else frozenset(readers[tensor])
             spec = self._spec(tensor, readers)
-            writer = self.written.get(tensor)
-            choice = choices.get(tensor) or (choices.get(writer.outputs[0]) if writer is not None else None)
-            found = find_range(tensor, spec, choice)
-            limited = None if writer is not None else frozenset(readers[tensor])
             coded[tensor] = Coded(tensor=tensor, source=tensor, spec=spec, parameters=found, readers=limited)
         for tensor, source in self.sources.items():
             origin = coded[source]

@@ -62,15 +62,16 @@ class Book:
             return not self._results[floats].is_accepted
         return any(floats < other for other in self._inaccurate)
 
-    def excess(self, floats: Floats) -> float | None:
-        """Return the loss in units of the tolerable loss, the worst over the metrics; None unless the whole set was run."""
+    def loss(self, floats: Floats) -> float | None:
+        """Return the loss in units of the tolerable loss, the worst over the metrics; None unless it is known and finite."""
         result = self._results.get(floats)
         verdict = self._history.verdict(result) if result and result.status is TrialStatus.COMPLETE else None
         if verdict is None:
             return None
         rules = self._history.criterion.constraints(self._history.baseline.metrics)
         losses = [(loss, rules[name].tolerable_loss) for name, loss in verdict.losses.items()]
-        return max((loss / tolerable if tolerable else math.inf for loss, tolerable in losses), default=0.0)
+        worst = max((loss / tolerable if tolerable else math.inf for loss, tolerable in losses), default=math.inf)
+        return worst if math.isfinite(worst) else None
 
     @property
     def passes_of_a_rejection(self) -> float | None:

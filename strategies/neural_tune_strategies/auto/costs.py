@@ -17,17 +17,19 @@ _BYTES_SAVED = 3.0  # per parameter, from four bytes to one
 
 @dataclass(frozen=True, slots=True)
 class Border:
-    """A tensor that is converted once for each side that reads it in another precision than it was written in.
+    """A tensor that is converted, once, when it is written in one precision and read in the other.
 
     Attributes:
         producer: Group that writes it; "" is float whatever is chosen.
         consumers: Groups that read it, with the same meaning of "".
-        cost: Of one conversion.
+        enter: Cost of quantizing it.
+        leave: Cost of dequantizing it.
     """
 
     producer: str
     consumers: tuple[str, ...]
-    cost: float
+    enter: float
+    leave: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +53,9 @@ class Costs:
         kept = frozenset(floats) | {""}
         conversions = 0.0
         for border in self.borders:
-            others = [(consumer in kept) != (border.producer in kept) for consumer in border.consumers]
-            conversions += border.cost if any(others) else 0.0
+            is_float = border.producer in kept
+            if any((consumer in kept) != is_float for consumer in border.consumers):
+                conversions += border.enter if is_float else border.leave
         return self.base + math.fsum(self.extra[name] for name in floats) + conversions
 
 
@@ -79,18 +82,26 @@ def size_costs(space: TuningSpace) -> Costs:
 def latency_costs(space: TuningSpace, profile: LatencyProfile, hysteresis: float = _HYSTERESIS) -> Costs:
     """Return predicted milliseconds: with `hysteresis` 0 exactly those of `profile.predict`.
 
-    An op that only carries data has the precision of the op that wrote it.
+    An op that only carries data has the precision of the op that wrote it. A companion is taken to run in int8 wherever it is asked to: the
+    conversions that this would need make it float in any candidate worth a trial.
     """
     node_of = nodes(space)
+    read = {tensor for op in space.capability.ops for tensor in op.inputs}
     extra = {group.name: 0.0 for group in space.groups}
     base = 0.0
     for op in space.capability.ops:
-        in_float, in_int8 = profile.float_ms.get(op.name, 0.0), profile.int8_ms.get(op.name, 0.0)
+        in_float = profile.float_ms.get(op.name, 0.0)
+        in_int8 = profile.int8_ms.get(op.name, in_float)
+        in_int8 += math.fsum(_leaving(profile, tensor) for tensor in op.outputs if tensor not in read)  # results
         node = node_of.get(op.name)
         base += in_float if node is None else in_int8
         if node is not None:
             extra[node] += in_float * (1.0 + hysteresis) - in_int8
     return Costs(unit="ms", extra=FrozenMap(extra), borders=_borders(space, profile, node_of), base=base)
+
+
+def _leaving(profile: LatencyProfile, tensor: str) -> float:
+    return profile.leave_ms.get(tensor, profile.border_ms.get(tensor, 0.0))
 
 
 def _borders(space: TuningSpace, profile: LatencyProfile, node_of: dict[str, str]) -> tuple[Border, ...]:
@@ -101,8 +112,8 @@ def _borders(space: TuningSpace, profile: LatencyProfile, node_of: dict[str, str
             readers.setdefault(tensor, {})[node_of.get(op.name, "")] = None
     found = []
     for tensor, names in readers.items():
-        producer, cost = writers.get(tensor, ""), profile.border_ms.get(tensor, 0.0)
+        producer, enter, leave = writers.get(tensor, ""), profile.border_ms.get(tensor, 0.0), _leaving(profile, tensor)
         consumers = tuple(name for name in names if name != producer)
-        if consumers and cost > 0.0:
-            found.append(Border(producer, consumers, cost))
+        if consumers and enter + leave > 0.0:
+            found.append(Border(producer, consumers, enter, leave))
     return tuple(found)

@@ -68,8 +68,8 @@ def cheapest(model: ErrorModel, costs: Costs, weight: float, least: _Floats, mos
         labels.prefer(name, if_float=extra, if_int8=weight * model.own[name])
     for border in costs.borders:
         crossing, returning = ("float", border), ("int8", border)
-        labels.charge(border.producer, crossing, border.cost)
-        labels.charge(returning, border.producer, border.cost)
+        labels.charge(border.producer, crossing, border.leave)
+        labels.charge(returning, border.producer, border.enter)
         for consumer in border.consumers:
             labels.charge(crossing, consumer, None)  # one conversion serves every float consumer ...
             labels.charge(consumer, returning, None)  # ... and one every int8 consumer

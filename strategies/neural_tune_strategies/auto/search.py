@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 # Below this share of the error of full int8 a further fall means nothing.
 _NEGLIGIBLE = 1e-3
-# Metrics fall somewhat slower than the squared error of the outputs: between its root and its first power.
-_EXPONENT = 1.5
+# Loss grows with this power of the error of the outputs until two trials tell (measured on two image tasks: 2.5 where full int8 fails badly,
+# 1 near the criterion); powers outside the limits are noise.
+_FIRST_EXPONENT = 0.5
+_LEAST_POWER, _MOST_POWER = 0.5, 4.0
 # Steps are this much finer than the budget has room for if all of them were rejected: few searches climb to the top.
 _FINER = 2.5
 # Within a bracket, accept with this probability: an acceptance costs as much as about eight rejections.
@@ -49,10 +51,19 @@ def bisect(beliefs: Sequence[float], rejected: int, accepted: int) -> int | None
     return min(_quantile(beliefs, rejected, accepted, _BIAS), accepted - 1)
 
 
-def aim(errors: Sequence[float], rejected: int, excess: float) -> int:
-    """Return the next rung when the whole metric of the rejected one is known: its loss is `excess` times the tolerable one."""
-    target = errors[rejected] / max(excess, 1.0) ** _EXPONENT
-    return next((rung for rung in range(rejected + 1, len(errors)) if errors[rung] <= target), len(errors) - 1)
+def aim(errors: Sequence[float], losses: Mapping[int, float]) -> int:
+    """Return the next rung when whole metrics are known: `losses` holds rejected rungs and their losses in tolerable ones, above 1.
+
+    A power law through the two highest of them says at which error the loss is tolerable; from one alone a square, because metrics saturate
+    where the error is large.
+    """
+    last = max(losses)
+    before = max((rung for rung in losses if rung < last and losses[rung] > losses[last] > 0.0), default=None)
+    power = 1.0 / _FIRST_EXPONENT
+    if before is not None and errors[before] > errors[last] > 0.0:
+        power = math.log(losses[before] / losses[last]) / math.log(errors[before] / errors[last])
+    target = errors[last] / max(losses[last], 1.0) ** (1.0 / min(max(power, _LEAST_POWER), _MOST_POWER))
+    return next((rung for rung in range(last + 1, len(errors)) if errors[rung] <= target), len(errors) - 1)
 
 
 def _quantile(beliefs: Sequence[float], after: int, last: int, share: float) -> int:

@@ -175,9 +175,9 @@ class _Track:
         if rejected < 0:
             return 0
         errors = [rung.error for rung in rungs]
-        excess = book.excess(rungs[rejected].floats)
-        if excess is not None and self.model.is_informed:
-            return search.aim(errors, rejected, excess)
+        losses = {place: loss for place, rung in enumerate(rungs) if (loss := book.loss(rung.floats)) is not None}
+        if rejected in losses and self.model.is_informed:
+            return search.aim(errors, losses)
         beliefs = search.belief(errors, is_informed=self.model.is_informed)
         return search.gallop(beliefs, rejected, self._probes_left(book, history))
 

@@ -23,7 +23,7 @@ def families(space: TuningSpace) -> tuple[tuple[str, ...], ...]:
 
 
 def nodes(space: TuningSpace) -> dict[str, str]:
-    """Return op -> the group whose precision it has: its own, or, for an op that only carries data, its producer's.
+    """Return op -> the group whose precision it has: its own, or, for an op that only carries data, that of what wrote its first input.
 
     Ops that are float whatever is chosen are missing.
     """
@@ -31,9 +31,9 @@ def nodes(space: TuningSpace) -> dict[str, str]:
     producers = {tensor: op.name for op in space.capability.ops for tensor in op.outputs}
     for op in space.capability.ops:  # in execution order, so producers come first
         if op.name not in found and op.role is Role.PASS_THROUGH:
-            followed = next((found[name] for tensor in op.inputs if (name := producers.get(tensor, "")) in found), None)
-            if followed is not None:
-                found[op.name] = followed
+            writer = producers.get(op.inputs[0], "") if op.inputs else ""
+            if writer in found:
+                found[op.name] = found[writer]
     return found
 
 

@@ -17,6 +17,9 @@ from neural_tune.errors import AdapterError, CapabilityError, DataError
 from neural_tune.protocols import AdapterOptions
 from neural_tune.testing import AdapterConformance
 from neural_tune.values import FLOAT_CANDIDATE, Candidate, Observer, TensorRange
+from neural_tune_onnxruntime import model as models
+from neural_tune_onnxruntime import session
+from neural_tune_onnxruntime.inputs import InputInfo
 from neural_tune_onnxruntime.plugin import PLUGIN, accepts
 
 
@@ -256,3 +259,23 @@ def test_every_float_op_has_a_reason(tmp_path):
             report = tuned.build(candidate).report
             assert all(op.reason for op in report.ops if op.is_float)
             assert [op.name for op in report.ops] == [op.name for op in tuned.capability.ops]
+
+
+@pytest.mark.parametrize("name", sorted(graphs.NETS))
+def test_inputs_read_from_the_graph_are_those_of_a_session(name):
+    hold = models.load(graphs.NETS[name]())
+    started = graphs.session_of(graphs.NETS[name]())
+    found = [InputInfo.of_graph(value) for value in hold.proto.graph.input]
+    assert found == [InputInfo.of(value) for value in started.get_inputs()]
+
+
+def test_calibration_starts_no_optimized_session(monkeypatch, tmp_path):
+    """Optimizing two gigabytes only to learn the names of the inputs took ten seconds."""
+    source = graphs.perceptron()
+    hold = models.load(source)
+    asked = []
+    options = session.options
+    monkeypatch.setattr(session, "options", lambda *a, **k: asked.append(k.get("optimize", True)) or options(*a, **k))
+    ADAPTER.calibrate(hold, graphs.batches(source), tmp_path)
+    assert asked
+    assert not any(asked)

@@ -209,3 +209,25 @@ def test_graph_knows_producers_consumers_and_what_must_keep_its_name():
     assert graph.sole_consumer("r2") is None
     assert graph.sole_consumer("c1").name == "relu1"
     assert graph.fixed == {"y"}
+
+
+def test_companion_that_no_int8_op_can_reach_has_no_choice():
+    """As in a model that is quantized already: its convolutions are not ours to quantize, so the Add between them can never join."""
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["xq"], "q"),
+        helper.make_node("DequantizeLinear", ["xq", "scale", "zero"], ["xd"], "dq"),
+        helper.make_node("Conv", ["xd", "w"], ["c"], "conv"),
+        helper.make_node("Add", ["c", "xd"], ["a"], "add"),
+        helper.make_node("GlobalAveragePool", ["a"], ["y"], "mean"),
+    ]
+    constants = weights(w=(3, 3, 1, 1)) | {"scale": np.array(0.02, np.float32), "zero": np.array(128, np.uint8)}
+    ops = query(graph_of(nodes, constants, {"x": ["n", 3, 4, 4]}))
+    assert not any(op.is_quantizable for op in ops.values())
+    assert ops["mean"].choices == (FLOAT,)
+    assert ops["mean"].extra == ()
+    assert "none is within reach" in ops["mean"].why
+
+
+def test_companions_behind_an_int8_op_keep_their_choices():
+    ops = query(graphs.residual_net())
+    assert all(ops[name].is_quantizable for name in ("add2", "add4", "mean"))

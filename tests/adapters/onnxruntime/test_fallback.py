@@ -44,6 +44,58 @@ def test_a_float_op_between_int8_ops_keeps_its_float_weights(kind, tmp_path):
     assert_literal(tuned, Candidate.of({name: full.ops[name] for name in ("op1", "op3")}))
 
 
+@pytest.mark.parametrize("kind", ["MaxPool", "Transpose", "Reshape"])
+def test_a_float_convolution_before_an_op_that_codes_pass_through_keeps_its_float_weights(kind, tmp_path):
+    """The runtime moves the QuantizeLinear behind such an op backward, up to the convolution."""
+    between = {
+        "MaxPool": helper.make_node("MaxPool", ["r2"], ["p"], "between", kernel_shape=[2, 2], strides=[2, 2]),
+        "Transpose": helper.make_node("Transpose", ["r2"], ["p"], "between", perm=[0, 2, 3, 1]),
+        "Reshape": helper.make_node("Reshape", ["r2", "shape"], ["p"], "between"),
+    }
+    last = helper.make_node("MatMul" if kind == "Transpose" else "Conv", ["p", "w3"], ["y"], "last")
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["c1"], "first"),
+        helper.make_node("Relu", ["c1"], ["r1"], "relu1"),
+        helper.make_node("Conv", ["r1", "w2"], ["c2"], "kept"),
+        helper.make_node("Relu", ["c2"], ["r2"], "relu2"),
+        between[kind],
+        last,
+    ]
+    shapes = {"w1": (8, 3, 3, 3), "w2": (8, 8, 3, 3), "w3": (8, 8) if kind == "Transpose" else (8, 8, 3, 3)}
+    found = graphs.weights(6, **shapes) | {"shape": np.array([-1, 8, 12, 12], np.int64)}
+    model = graphs.graph_of(nodes, found, {"x": ["n", 3, 16, 16]})
+    tuned = Tuned(model, graphs.batches(model), tmp_path)
+    full = tuned.space.preferred()
+    candidate = Candidate.of({name: full.ops[name] for name in ("first", "last")})
+    assert_literal(tuned, candidate)
+    kinds = _optimized_kinds(ADAPTER.save(tuned.build(candidate), tmp_path / "saved"), tmp_path)
+    assert kinds.count("Conv") == 1, kinds  # fused with its Relu
+    assert kinds.count("QLinearConv") + kinds.count("MatMulIntegerToFloat") == 2, kinds
+
+
+@pytest.mark.parametrize("kind", ["Gemm", "MatMul"])
+@pytest.mark.parametrize("activation", ["Relu", "Clip"])
+def test_an_int8_product_with_an_activation_before_a_float_op_runs_in_an_integer_kernel(kind, activation, tmp_path):
+    """The runtime would else fuse product and activation first, in float, and dequantize the weights in every call."""
+    nodes = [
+        helper.make_node(kind, ["x", "w1", *(["b1"] if kind == "Gemm" else [])], ["h"], "product"),
+        helper.make_node(activation, ["h", *(["zero", "six"] if activation == "Clip" else [])], ["r"], "activation"),
+        helper.make_node("MatMul", ["r", "w2"], ["y"], "kept"),
+    ]
+    found = graphs.weights(7, w1=(20, 32), b1=(32,), w2=(32, 6))
+    found |= {"zero": np.array(0, np.float32), "six": np.array(6, np.float32)}
+    model = graphs.graph_of(nodes, found, {"x": ["n", 20]})
+    tuned = Tuned(model, graphs.batches(model), tmp_path)
+    candidate = Candidate.of({"product": tuned.space.preferred().ops["product"]})
+    built = tuned.build(candidate)
+    assert {op.name: op.is_float for op in built.report.ops} == {"product": False, "activation": False, "kept": True}
+    path = ADAPTER.save(built, tmp_path / "saved")
+    kinds = _optimized_kinds(path, tmp_path)
+    assert {"QGemm", "QLinearMatMul"} & set(kinds), kinds
+    assert "FusedGemm" not in kinds, kinds
+    assert ADAPTER.guard(path, tuned.feeds[0]) == ()
+
+
 def assert_literal(tuned, candidate):
     """The optimized candidate computes what its graph says; int8 weights in a float op would show as 1e-2."""
     built = tuned.build(candidate)

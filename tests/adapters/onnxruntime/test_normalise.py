@@ -301,3 +301,105 @@ def test_session_for_outputs_returns_exactly_the_tensors_asked_for():
     assert found[2].min() == 0.0
     with pytest.raises(AdapterError, match="nowhere"):
         hold.session_for_outputs(["nowhere"])
+
+
+def layer_norm(width=8):
+    """A product, a LayerNormalization in its parts, as exporters of opsets before 17 write it, and a product."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["h"], "up"),
+        helper.make_node("ReduceMean", ["h"], ["mu"], "mean", axes=[-1]),
+        helper.make_node("Sub", ["h", "mu"], ["d"], "centre"),
+        helper.make_node("Pow", ["d", "two"], ["sq"], "square"),
+        helper.make_node("ReduceMean", ["sq"], ["var"], "variance", axes=[-1]),
+        helper.make_node("Add", ["var", "eps"], ["ve"], "add"),
+        helper.make_node("Sqrt", ["ve"], ["sd"], "sqrt"),
+        helper.make_node("Div", ["d", "sd"], ["n"], "divide"),
+        helper.make_node("Mul", ["n", "g"], ["ng"], "scale"),
+        helper.make_node("Add", ["ng", "b"], ["ln"], "shift"),
+        helper.make_node("MatMul", ["ln", "w2"], ["y"], "down"),
+    ]
+    constants = weights(w1=(width, width), w2=(width, width), g=(width,), b=(width,))
+    constants |= {"two": np.array(2, np.float32), "eps": np.array(1e-5, np.float32)}
+    return onnx.shape_inference.infer_shapes(graph_of(nodes, constants, {"x": ["n", 4, width]}, opset=13))
+
+
+def test_layer_normalization_in_parts_is_still_fused_by_the_runtime(tmp_path):
+    hold = model.load(layer_norm())
+    assert types(hold).count("ReduceMean") == 2
+    options = session.options(1, folder=hold.store.folder)
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    session.start(hold.proto.SerializeToString(), options)
+    kinds = [node.op_type for node in onnx.load(str(tmp_path / "optimized.onnx")).graph.node]
+    assert sorted(kinds) == ["LayerNormalization", "MatMul", "MatMul"]
+
+
+def test_mean_that_a_normalization_subtracts_stays_behind_a_convolution_too():
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], "conv"),
+        helper.make_node("ReduceMean", ["c"], ["m"], "mean", axes=[2, 3]),
+        helper.make_node("Sub", ["c", "m"], ["y"], "centre"),
+    ]
+    hold = model.load(graph_of(nodes, weights(w=(4, 3, 1, 1)), {"x": ["n", 3, 4, 4]}, opset=13))
+    assert types(hold) == ["Conv", "ReduceMean", "Sub"]
+
+
+def test_mean_over_time_behind_a_convolution_is_a_pooling():
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], "conv"),
+        helper.make_node("Relu", ["c"], ["r"], "relu"),
+        helper.make_node("ReduceMean", ["r"], ["y"], "mean", axes=[2], keepdims=0),
+    ]
+    source = graph_of(nodes, weights(w=(4, 3, 3)), {"x": ["n", 3, 9]}, opset=13)
+    hold = model.load(source)
+    assert types(hold) == ["Conv", "Relu", "GlobalAveragePool", "Flatten"]
+    feed = graphs.batches(source)[0]
+    np.testing.assert_allclose(outputs(hold, feed)[0], graphs.run(source, feed)[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [(onnx.TensorProto.DOUBLE, np.float64), (onnx.TensorProto.INT32, np.int32)])
+def test_mean_of_another_type_than_float32_stays(kind, dtype):
+    value = helper.make_tensor_value_info("x", kind, ["n", 3, 4, 4])
+    result = helper.make_tensor_value_info("y", kind, ["n", 3, 1, 1])
+    node = helper.make_node("ReduceMean", ["x"], ["y"], "mean", axes=[2, 3])
+    opset = helper.make_opsetid("", 13)
+    source = helper.make_model(
+        helper.make_graph([node], "mean", [value], [result]), opset_imports=[opset], ir_version=8
+    )
+    feed = {"x": np.arange(96).reshape(2, 3, 4, 4).astype(dtype)}
+    np.testing.assert_array_equal(outputs(model.load(source), feed)[0], graphs.run(source, feed)[0])
+
+
+@pytest.mark.parametrize("values", [32, 8192], ids=["inline", "external"])
+@pytest.mark.parametrize("kind", ["INT4", "UINT4"])
+def test_four_bit_initializers_come_through_unchanged(kind, values, tmp_path):
+    rows = values // 4
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w4", "scale"], ["w"], "widen"),
+        helper.make_node("MatMul", ["x", "w"], ["y"], "product"),
+    ]
+    source = graph_of(nodes, {"scale": np.array(0.1, np.float32)}, {"x": ["n", rows]}, opset=21, ir_version=10)
+    codes = np.arange(values) % 15 - (7 if kind == "INT4" else 0)
+    source.graph.initializer.append(helper.make_tensor("w4", getattr(onnx.TensorProto, kind), [rows, 4], codes))
+    feed = graphs.batches(source)[0]
+    expected = graphs.run(source, feed)[0]
+    onnx.save(source, str(tmp_path / "float.onnx"), save_as_external_data=True, location="float.data", size_threshold=0)
+    for given in (onnx.load(str(tmp_path / "float.onnx")), tmp_path / "float.onnx"):
+        hold = model.load(given)
+        np.testing.assert_array_equal(outputs(hold, feed)[0], expected)
+        built = graphs.ADAPTER.build(hold, graphs.Candidate(), None, 1)
+        saved = graphs.ADAPTER.save(built, tmp_path / f"saved{isinstance(given, onnx.ModelProto)}")
+        np.testing.assert_array_equal(graphs.run(saved, feed)[0], expected)
+        assert hold.fingerprint()
+        if values > 4096:
+            assert built.size < values, "two codes in one byte"
+
+
+@pytest.mark.parametrize(("value", "what"), [(np.nan, "NaN"), (np.inf, "an infinity")])
+def test_broken_weight_is_named(value, what):
+    source = graphs.perceptron()
+    tensor = source.graph.initializer[0]
+    values = numpy_helper.to_array(tensor).copy()
+    values[0, 0] = value
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    with pytest.raises(AdapterError, match=f"initializer {tensor.name!r} holds {what}"):
+        model.load(source)

@@ -14,9 +14,10 @@ import onnx
 from graphs import FLOAT, Tuned, graph_of, weights
 from onnx import helper
 
+from neural_tune.errors import DataError
 from neural_tune.values import FLOAT as FLOAT_CONFIG
 from neural_tune.values import Candidate
-from neural_tune_onnxruntime import guard
+from neural_tune_onnxruntime import guard, normalise
 
 
 def error(found, expected):
@@ -337,3 +338,111 @@ def test_model_that_is_quantized_already_is_left_alone(tmp_path):
     convs = [op for op in tuned.capability.ops if op.type == "Conv"]
     assert convs
     assert all(not op.is_quantizable and "already quantizes" in op.why for op in convs)
+
+
+def masked(*, computed):
+    """Attention scores with a mask of minus infinity before the Softmax: given as an input, or made from one by Where."""
+    nodes = [helper.make_node("MatMul", ["x", "w1"], ["q"], "scores")]
+    constants = weights(w1=(16, 16), w2=(16, 8))
+    if computed:
+        constants |= {"zero": np.array(0, np.float32), "minus": np.array(-np.inf, np.float32)}
+        nodes += [helper.make_node("Greater", ["keep", "zero"], ["kept"], "greater")]
+        nodes += [helper.make_node("Where", ["kept", "zero", "minus"], ["mask"], "where")]
+    nodes += [
+        helper.make_node("Add", ["q", "mask"], ["s"], "masking"),
+        helper.make_node("Softmax", ["s"], ["p"], "softmax", axis=-1),
+        helper.make_node("MatMul", ["p", "w2"], ["y"], "values"),
+    ]
+    return graph_of(nodes, constants, {"x": ["n", 7, 16], "keep" if computed else "mask": ["n", 7, 16]})
+
+
+def masked_tuned(folder, *, computed):
+    model = masked(computed=computed)
+    feeds = graphs.batches(model)
+    if not computed:
+        for feed in feeds:
+            feed["mask"] = np.where(feed["mask"] > 0, np.float32(0), np.float32(-np.inf))
+    return Tuned(model, feeds, folder)
+
+
+@pytest.mark.parametrize("computed", [True, False])
+def test_mask_of_infinities_keeps_the_addition_float_and_the_products_int8(computed, tmp_path):
+    tuned = masked_tuned(tmp_path, computed=computed)
+    built = tuned.build()
+    reports = {op.name: op for op in built.report.ops}
+    assert [name for name in ("scores", "masking", "values") if reports[name].is_float] == ["masking"]
+    expected = tuned.run(Candidate())[0]
+    assert np.isfinite(expected).all()
+    assert error(tuned.run()[0], expected) < 0.05
+
+
+def test_op_whose_tensor_has_no_range_says_so(tmp_path):
+    """Relu lets +infinity pass: the product behind it would have to read it as codes."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["h"], "first"),
+        helper.make_node("Exp", ["large"], ["e"], "overflow"),
+        helper.make_node("Add", ["h", "e"], ["s"], "add"),
+        helper.make_node("Conv", ["s4", "w2"], ["c"], "conv"),
+        helper.make_node("Softmax", ["c"], ["y"], "softmax"),
+    ]
+    nodes.insert(3, helper.make_node("Reshape", ["s", "shape"], ["s4"], "reshape"))
+    constants = weights(w1=(16, 16), w2=(4, 1, 1, 1)) | {"shape": np.array([-1, 1, 4, 4], np.int64)}
+    model = graph_of(nodes, constants, {"x": ["n", 16], "large": ["n", 16]}, outputs=("h",))
+    model.graph.output.append(helper.make_tensor_value_info("c", FLOAT, None))
+    feeds = graphs.batches(model)
+    for feed in feeds:
+        feed["large"][0, 0] = 200.0
+    tuned = Tuned(model, feeds, tmp_path)
+    reports = {op.name: op for op in tuned.build().report.ops}
+    assert not reports["first"].is_float
+    assert reports["conv"].is_float
+    assert "infinite values" in reports["conv"].reason
+    tuned.run()
+    again = graphs.ADAPTER.load_statistics(tuned.hold, tmp_path / "statistics")
+    assert again is not None
+    assert again.infinite == tuned.statistics.infinite >= {"s"}
+
+
+def test_input_with_nan_is_still_refused(tmp_path):
+    model = masked(computed=False)
+    feeds = graphs.batches(model)
+    feeds[1]["mask"][0, 0, 0] = np.nan
+    with pytest.raises(DataError, match="batch 2: input 'mask' holds 1 NaN"):
+        Tuned(model, feeds, tmp_path)
+
+
+@pytest.mark.parametrize("orientation", [0, 1])
+def test_gemm_of_an_old_opset_gets_its_bias_over_the_output_features(orientation, tmp_path, monkeypatch):
+    """An opset that the converter refuses leaves per_tensor only, so that there is no channel axis to ask."""
+
+    def refuse(*_):
+        raise RuntimeError("refused")
+
+    monkeypatch.setattr(normalise.version_converter, "convert_version", refuse)
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], "fc", transB=orientation)]
+    found = weights(w=(12, 20) if orientation else (20, 12), b=(12,))
+    model = graph_of(nodes, found, {"x": ["n", 20]}, opset=11, ir_version=6)
+    tuned = tune(model, tmp_path)
+    assert tuned.floats() == []
+    assert error(tuned.run()[0], graphs.run(model, tuned.feeds[0])[0]) < 0.05
+
+
+@pytest.mark.parametrize("kind", ["Conv", "Gemm"])
+def test_dead_channel_keeps_the_precision_of_its_bias(kind, tmp_path):
+    """Pruning leaves channels of zeros, whose result is their bias alone; the stock tool rounds it to multiples of the input scale."""
+    shape = (12, 8, 1, 1) if kind == "Conv" else (12, 8)
+    node = helper.make_node(kind, ["x", "w", "b"], ["y"], "op", **({} if kind == "Conv" else {"transB": 1}))
+    found = weights(w=shape, b=(12,))
+    found["w"][3] = 0.0
+    found["b"][3] = 0.0123
+    model = graph_of([node], found, {"x": ["n", 8, 4, 4] if kind == "Conv" else ["n", 8]})
+    tuned = tune(model, tmp_path)
+    candidate = tuned.space.preferred()
+    proto = tuned.build(candidate).proto
+    constants = {
+        tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer if tensor.raw_data
+    }
+    bias = constants["op__bias_q"][3] * np.float64(constants["op__bias_scale"][3])
+    assert abs(bias - np.float64(found["b"][3])) < 1e-8
+    if kind == "Gemm":  # hands out float
+        np.testing.assert_allclose(tuned.run(candidate)[0][:, 3], found["b"][3], rtol=1e-6)

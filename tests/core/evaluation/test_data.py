@@ -24,7 +24,21 @@ def test_a_pair_is_inputs_and_labels() -> None:
 def test_an_array_alone_is_inputs_without_labels() -> None:
     assert split_batch(X, ("x",)) == (X, None) or split_batch(X, ("x",))[0] is X
     assert split_batch((X,), ("x",))[0] is X
-    assert split_batch([[1.0, 2.0], [3.0, 4.0]], ("x",)) == ([[1.0, 2.0], [3.0, 4.0]], None)
+
+
+def test_a_list_of_rows_is_one_array_wherever_inputs_stand() -> None:
+    rows = [[1.0, 2.0], [3.0, 4.0]]
+    for batch in (rows, (rows,), (rows, Y[:2])):
+        inputs, _ = split_batch(batch, ("x",))
+        assert isinstance(inputs, np.ndarray)  # an adapter would take a list for a sequence of inputs
+        assert np.array_equal(inputs, rows)
+    named = split_batch({"a": rows, "labels": [0, 1]}, ("a",))[0]["a"]  # type: ignore[index]
+    assert np.array_equal(named, rows)
+    assert isinstance(named, np.ndarray)
+    (streamed,) = CalibrationStream([rows], 2, ("x",))
+    assert isinstance(streamed, np.ndarray)
+    with pytest.raises(DataError, match="ragged"):
+        split_batch([[1.0, 2.0], [3.0]], ("x",))
 
 
 def test_two_arrays_for_a_model_with_two_inputs_are_both_inputs() -> None:
@@ -106,13 +120,16 @@ def test_a_digest_depends_on_content_names_shape_and_type() -> None:
     assert first not in {content_digest(other) for other in others}
 
 
-def test_calibration_stops_at_the_sampling_size_and_cuts_the_last_batch() -> None:
+def test_calibration_stops_once_the_sampling_size_is_reached_and_never_cuts_a_batch() -> None:
     stream = CalibrationStream(as_loader((np.arange(40.0).reshape(20, 2), np.zeros(20)), 6), 14, ("x",))
     batches = list(stream)
-    assert [len(batch) for batch in batches] == [6, 6, 2]  # type: ignore[arg-type]
-    assert stream.samples == 14
-    assert np.array_equal(np.concatenate(batches), np.arange(28.0).reshape(14, 2))  # type: ignore[arg-type]
-    assert stream.notices == []
+    assert [len(batch) for batch in batches] == [6, 6, 6]  # type: ignore[arg-type]
+    assert stream.samples == 18
+    assert np.array_equal(np.concatenate(batches), np.arange(36.0).reshape(18, 2))  # type: ignore[arg-type]
+    assert "14 samples were asked for, 18 are used" in stream.notices[0]
+    exact = CalibrationStream(as_loader(np.arange(40.0).reshape(20, 2), 6), 12, ("x",))
+    assert sum(batch_length(batch) for batch in exact) == 12
+    assert exact.notices == []
     assert stream.first_batch_digest == content_digest(batches[0])
     assert stream.first_inputs is not None
 
@@ -155,10 +172,33 @@ def test_too_little_calibration_data_is_said_and_none_is_an_error() -> None:
             CalibrationStream([X], size)  # type: ignore[arg-type]
 
 
-def test_calibration_cuts_dict_and_tuple_batches() -> None:
+def test_calibration_takes_dict_and_tuple_batches_whole() -> None:
     for batch in ({"a": X, "b": Y}, ((X, Y), Y)):
-        (cut,) = CalibrationStream([batch], 3, ("a", "b"))
-        assert batch_length(cut) == 3
+        (whole,) = CalibrationStream([batch, batch], 3, ("a", "b"))
+        assert batch_length(whole) == 4
+
+
+def test_calibration_batches_outlive_a_loader_that_reuses_its_buffer() -> None:
+    def numpy_batches() -> Iterator[object]:
+        buffer = np.zeros((2, 1), np.float32)
+        for number in range(3):
+            buffer[:] = number
+            yield {"x": buffer}
+
+    stream = CalibrationStream(numpy_batches(), 6, ("x",))
+    assert [batch["x"][0, 0] for batch in list(stream)] == [0, 1, 2]  # type: ignore[index]
+    assert stream.first_inputs["x"][0, 0] == 0  # type: ignore[index]
+
+
+def test_calibration_tensors_outlive_a_loader_that_reuses_its_buffer() -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+
+    def batches() -> Iterator[object]:
+        buffer = torch.zeros(2, 1)
+        for number in range(3):
+            yield buffer.fill_(number)
+
+    assert [batch[0, 0] for batch in list(CalibrationStream(batches(), 6, ("x",)))] == [0, 1, 2]  # type: ignore[index]
 
 
 def test_arrays_become_batches_with_a_ragged_end() -> None:
