@@ -203,6 +203,7 @@ def _result(run: Run, finalist: _Finalist, ended: str, extra: float, steps: _Ste
         baseline=history.baseline,
         best=replace(finalist.result, metrics=finalist.evaluation.metrics),
         trials=history.results,
+        front=history.front,
         passes=count_passes(history.baseline, history.results) + extra,
         size=measure.size_on_disk(finalist.artifact.parent),
         run_directory=run.directory.root,
@@ -288,21 +289,21 @@ def _predicted(run: Run, ops: tuple[str, ...]) -> str:
     """Return what the probes said about a group that no pair of trials measured alone."""
     insight = run.history.insight
     latency = insight.latency if insight else None
+    slower = ""
     if latency is not None and any(op in latency.int8_ms for op in ops):
         in_float, in_int8 = (sum(times.get(op, 0.0) for op in ops) for times in (latency.float_ms, latency.int8_ms))
-        if in_int8 >= in_float:
-            return f"slower in int8: {in_int8:.3g} ms against {in_float:.3g} ms"
+        slower = f"slower in int8: {in_int8:.3g} ms against {in_float:.3g} ms" if in_int8 >= in_float else ""
     known = (insight.divergence_with_recipes or insight.divergence) if insight else {}
     name = next((group.name for group in run.space.groups if group.ops == ops), "")
-    if name in known:
-        rank = sorted(known.values(), reverse=True).index(known[name]) + 1
-        told = (
-            f"in int8 alone it moves the outputs by {known[name]:.2g} of their variance (rank {rank} of {len(known)})"
-        )
-        if latency is not None and rank > len(known) // 2:
-            return f"latency: predicted not to pay beside its float neighbours; {told}"
-        return f"accuracy: {told}"
-    return f"the strategy {run.strategy.name!r} left it in float"
+    if name not in known:
+        return slower or f"the strategy {run.strategy.name!r} left it in float"
+    rank = sorted(known.values(), reverse=True).index(known[name]) + 1
+    told = f"in int8 alone it moves the outputs by {known[name]:.2g} of their variance (rank {rank} of {len(known)})"
+    if rank <= max(1, len(known) // 4):
+        return f"accuracy: {told}" + (f"; {slower}" if slower else "")
+    if slower:
+        return f"{slower}; {told}"
+    return f"latency: predicted not to pay beside its float neighbours; {told}" if latency else f"accuracy: {told}"
 
 
 def _why_nothing(history: History, ended: str) -> str:

@@ -6,7 +6,7 @@
       calibration: {sampling_size: 100, dataloader: {batch_size: 20, dataset: {npz: {path: calib.npz, x: x}}}}
     evaluation:
       accuracy: {metric: {topk: 1}, dataloader: {batch_size: 50, dataset: {npz: {path: val.npz, x: x, y: y}}}}
-    tuning: {strategy: basic, accuracy_criterion: {relative: 1%}}
+    tuning: {strategy: auto, accuracy_criterion: {relative: 1%}}
 
 Paths are relative to the job file. A job may name Python callables, so it is code: run only what you trust.
 """

@@ -38,7 +38,7 @@ FRAMEWORK_WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Short:
-    """A section of which one key may be given alone: `strategy: basic` for `strategy: {name: basic}`."""
+    """A section of which one key may be given alone: `strategy: auto` for `strategy: {name: auto}`."""
 
     key: str
     section: Mapping[Any, Any]

@@ -39,6 +39,7 @@ class TuneResult:
         baseline: The float model's metrics and objectives; None when it could not be measured.
         best: The trial the model comes from; None when there is none.
         trials: All trials, in the order in which they ended.
+        front: The accepted trials that no other one beats in every objective and in accuracy at once, best accuracy first.
         certificate: The metrics of the artifact against float, with intervals; None when failed.
         passes: Samples evaluated over the size of the evaluation set, baseline and certificate included.
         speed: Float against the artifact, interleaved on the real runtime; None when failed or not measured.
@@ -59,6 +60,7 @@ class TuneResult:
     baseline: Baseline | None = None
     best: TrialResult | None = None
     trials: tuple[TrialResult, ...] = ()
+    front: tuple[TrialResult, ...] = ()
     certificate: Certificate | None = None
     passes: float = 0.0
     speed: SpeedComparison | None = None
@@ -119,6 +121,7 @@ class TuneResult:
             "baseline": to_jsonable(self.baseline),
             "best": to_jsonable(self.best),
             "trials": len(self.trials),
+            "front": [trial.trial.number for trial in self.front],
             "certificate": to_jsonable(self.certificate),
             "passes": self.passes,
             "speed": to_jsonable(self.speed),

@@ -67,7 +67,7 @@ class OnnxRuntimeAdapter:
         # A model in which nothing can be quantized still gets its data checked, on its outputs.
         observed = model.observed_tensors() or model.float_outputs()
         recorder = spool.Recorder(directory)
-        feeds = recorder.passing(_feeds(batches, _inputs_of(model)))
+        feeds = recorder.passing(_feeds(batches, _inputs_of(model), model.finite_inputs()))
         found = calibration.collect(model.session_for_outputs, observed, feeds)
         kept = recorder.close()
         statistics.save(found, directory, key=model.fingerprint())
@@ -170,10 +170,10 @@ def _inputs_of(model: OnnxModel) -> tuple[InputInfo, ...]:
     return tuple(InputInfo.of_graph(value) for value in model.proto.graph.input)
 
 
-def _feeds(batches: Iterable[Inputs], wanted: tuple[InputInfo, ...]) -> Iterator[Feed]:
+def _feeds(batches: Iterable[Inputs], wanted: tuple[InputInfo, ...], finite: frozenset[str]) -> Iterator[Feed]:
     for number, batch in enumerate(batches, start=1):
         feed = to_feed(batch, wanted)
-        check_numbers(feed, f"calibration batch {number}")
+        check_numbers(feed, f"calibration batch {number}", finite)
         yield feed
 
 

@@ -72,12 +72,21 @@ def to_feed(inputs: Inputs, wanted: Sequence[InputInfo]) -> Feed:
     return {info.name: _checked(found[info.name], info) for info in wanted}
 
 
-def check_numbers(feed: Feed, where: str) -> None:
-    """Raise DataError if a float input holds NaN; infinities pass, because attention masks are made of them."""
+def check_numbers(feed: Feed, where: str, finite: frozenset[str]) -> None:
+    """Raise DataError if a float input holds NaN, or one of `finite` an infinity.
+
+    Args:
+        feed: One batch.
+        where: Begins the message.
+        finite: Inputs that no infinity belongs into. Of the others it may be an attention mask.
+    """
     for name, values in feed.items():
-        if values.dtype.kind == "f" and np.isnan(values).any():
-            message = f"{where}: input {name!r} holds {int(np.isnan(values).sum())} NaN; check the preprocessing"
-            raise DataError(message)
+        if values.dtype.kind == "f":
+            bad = int(np.count_nonzero(~np.isfinite(values) if name in finite else np.isnan(values)))
+            if bad:
+                what = "NaN or infinite" if name in finite else "NaN"
+                message = f"{where}: input {name!r} holds {bad} values that are {what}; check the preprocessing"
+                raise DataError(message)
 
 
 def _by_name(inputs: Inputs, names: list[str]) -> dict[str, object]:

@@ -95,6 +95,16 @@ class OnnxModel:
             found[op.outputs[0]] = None
         return tuple(found)
 
+    def finite_inputs(self) -> frozenset[str]:
+        """Return the inputs that a convolution or product reads: an infinity there is broken data, and anywhere else it may be a mask."""
+        read: set[str] = set()
+        for op in reversed(self.graph.ops):
+            kernel = self.kernels[op.name]
+            passes = kernel.role is Role.PASS_THROUGH and kernel.shares_scale and op.outputs[0] in read
+            if kernel.role is Role.ANCHOR or passes:
+                read.update(op.inputs[position] for position in kernel.data)
+        return frozenset(read.intersection(self.input_names))
+
     def float_outputs(self) -> tuple[str, ...]:
         """Return the names of the float32 outputs."""
         names = (value.name for value in self.proto.graph.output)

@@ -11,7 +11,7 @@ from neural_tune.values.candidate import Candidate
 from neural_tune.values.criterion import AccuracyCriterion, Verdict, judge
 from neural_tune.values.frozen import FrozenMap
 from neural_tune.values.insight import Insight
-from neural_tune.values.objective import Objectives
+from neural_tune.values.objective import Objective, Objectives
 
 
 class TrialStatus(StrEnum):
@@ -182,6 +182,19 @@ class History:
             return (not is_near, 0.0 if is_near else -score, size, -self.slack(result), result.trial.number)
 
         return tuple(sorted(results, key=rank))
+
+    @property
+    def front(self) -> tuple[TrialResult, ...]:
+        """Accepted results that no other one beats in every objective (size included) and in accuracy, best accuracy first."""
+        results = [
+            result for result in self.accepted if not result.reused and {*self.objectives.names} <= {*result.objectives}
+        ]
+        names = {"size": None, **dict.fromkeys(self.objectives.names)}
+        known = {item.name: item for item in self.objectives.items}
+        axes = Objectives((*(known.get(name, Objective(name)) for name in names), Objective("slack", 1.0, True)))
+        points = [{"size": 0.0, **result.objectives, "slack": self.slack(result)} for result in results]
+        front = (results[place] for place in axes.front(points))
+        return tuple(sorted(front, key=lambda result: (-self.slack(result), result.trial.number)))
 
     @property
     def best(self) -> TrialResult | None:

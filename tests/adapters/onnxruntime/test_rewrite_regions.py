@@ -64,9 +64,15 @@ def test_add_joins_where_its_float_input_is_coded_for_an_anchor_anyway(tmp_path)
 
 
 def test_product_hands_out_codes_only_where_an_anchor_reads_them(tmp_path):
+    tuned = tune(graphs.matmul_net(), tmp_path)
+    assert set(planned(tuned, tuned.space.preferred()).tails) == {"down"}
+    assert set(planned(tuned, only(tuned, "up", "down")).tails) == set()
+
+
+def test_product_before_an_activation_hands_out_codes_whoever_reads_them(tmp_path):
     tuned = tune(graphs.perceptron(), tmp_path)
     assert set(planned(tuned, tuned.space.preferred()).tails) == {"fc1", "fc2"}
-    assert set(planned(tuned, only(tuned, "fc1", "fc3")).tails) == set()
+    assert set(planned(tuned, only(tuned, "fc1", "fc3")).tails) == {"fc1"}
     emitting = tuned.space.preferred().ops["fc3"]
     candidate = tuned.space.preferred().with_ops({"fc3": replace(emitting, output=emitting.activation)})
     assert set(planned(tuned, candidate).tails) == {"fc1", "fc2", "fc3"}

@@ -407,7 +407,7 @@ def test_input_with_nan_is_still_refused(tmp_path):
     model = masked(computed=False)
     feeds = graphs.batches(model)
     feeds[1]["mask"][0, 0, 0] = np.nan
-    with pytest.raises(DataError, match="batch 2: input 'mask' holds 1 NaN"):
+    with pytest.raises(DataError, match="batch 2: input 'mask' holds 1 values that are NaN;"):
         Tuned(model, feeds, tmp_path)
 
 
