@@ -75,7 +75,7 @@ class TuneConfig:
         reduce_range: One bit less; None lets the adapter decide from the processor.
         recipes: Recipe name -> setting.
         rules: The user's restrictions of the tuning space, in order.
-        sampling_size: Calibration samples.
+        sampling_size: Calibration samples, at least; batches are taken whole.
         criterion: When a candidate is accurate enough.
         objectives: What is optimised among those.
         stop: When the search ends.
@@ -256,7 +256,7 @@ class PostTrainingQuantConfig(_QuantConfig):
         performance: How speed is measured.
         options: Adapter-specific options.
         approach: "static", "dynamic", "weight_only" or "auto".
-        calibration_sampling_size: Calibration samples; INC's one-element list is accepted.
+        calibration_sampling_size: Calibration samples, at least (batches are taken whole); INC's one-element list is accepted.
         example_inputs: Accepted for INC compatibility; the first calibration batch is used.
     """
 

@@ -7,6 +7,7 @@ that is handed out. Only where a trial was cut short, or its files are gone, is 
 from __future__ import annotations
 
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -111,7 +112,9 @@ def _choose(run: Run, results: Iterable[TrialResult], steps: _Steps) -> tuple[_F
     """Return the first of `results` that still meets the criterion, else the last one that can be finished, and the passes it took."""
     chosen: _Finalist | None = None
     passes = 0.0
-    for result in results:
+    queue = deque(results)
+    while queue:
+        result = queue.popleft()
         number = result.trial.number
         if steps.is_interrupted and result.status is not TrialStatus.COMPLETE:
             steps.notices.append(f"interrupted: trial {number} was cut short and was not evaluated to the end")
@@ -122,8 +125,11 @@ def _choose(run: Run, results: Iterable[TrialResult], steps: _Steps) -> tuple[_F
             steps.notices.append(f"trial {number} could not be finished: {error}")
             continue
         except KeyboardInterrupt:
+            if not steps.is_interrupted and result.status is TrialStatus.COMPLETE:
+                queue.appendleft(result)  # all it needs is moving files: an impatient user still gets her model
+            else:
+                steps.notices.append(f"interrupted while trial {number} was evaluated to the end")
             steps.is_interrupted = True
-            steps.notices.append(f"interrupted while trial {number} was evaluated to the end")
             continue
         passes += chosen.passes
         if chosen.is_met(run) or not result.is_accepted:

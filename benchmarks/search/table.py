@@ -81,7 +81,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         number(row.get("peak_mb"), 0),
         " / ".join([because, *(number(count, 0) for count in counts)]) if "products" in row else "-",
         drop(row),
-        "; ".join(speed(size, found) for size, found in row.get("latency", {}).items()) or "-",
+        speeds(row),
         f"{row['bytes']} / {row['float_bytes']}" if "float_bytes" in row else "-",
     ]
 
@@ -103,6 +103,13 @@ def drop(row: dict[str, Any]) -> str:
     if "drop" not in row:
         return "-"
     return f"{row['drop']:+.4f} [{row['drop_low']:+.4f}, {row['drop_high']:+.4f}]"
+
+
+def speeds(row: dict[str, Any]) -> str:
+    """Return the ratios at all batch sizes; of a runtime whose float is bfloat16, those against float32 too."""
+    text = "; ".join(speed(size, found) for size, found in row.get("latency", {}).items())
+    single = "; ".join(speed(size, found) for size, found in row.get("latency_float32", {}).items())
+    return (f"{text}, of float32 {single}" if single else text) or "-"
 
 
 def speed(size: str, found: dict[str, float]) -> str:

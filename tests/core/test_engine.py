@@ -37,6 +37,7 @@ from neural_tune import (
     journal,
 )
 from neural_tune.testing import ToyAdapter, ToyTask, sabotage, toy_task
+from neural_tune.trials import content_hash
 from neural_tune.values import TrialStatus
 
 _kill = os.kill
@@ -554,6 +555,25 @@ def test_an_interrupt_while_speed_is_measured_skips_the_rest_and_keeps_the_model
     assert result.certificate is not None
     assert result.speed is None
     assert any("no measurement of speed" in notice for notice in result.notices)
+
+
+def test_an_interrupt_while_the_winner_is_moved_into_place_keeps_it(
+    task: ToyTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    real = content_hash
+
+    def interrupt_once(folder: Path) -> str:
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return real(folder)
+
+    monkeypatch.setattr("neural_tune.finish.content_hash", interrupt_once)
+    result = run(task, conf(tmp_path))
+    assert result.accepted
+    assert result.is_interrupted
+    assert len(calls) == 2
 
 
 def test_an_artifact_that_was_touched_after_its_trial_is_built_and_evaluated_again(

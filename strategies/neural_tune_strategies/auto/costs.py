@@ -10,8 +10,9 @@ from neural_tune.space import TuningSpace
 from neural_tune.values import FrozenMap, Insight, LatencyProfile, Objectives
 from neural_tune_strategies.auto.tensors import nodes
 
-# An op is left in float for its speed only when float is faster by more than this share of its time: profiles are noisy.
-_HYSTERESIS = 0.02
+# An op is left in float for its speed only where the profile is clear: float must win by more than this share of the op's own time plus this
+# share of a mean group's time. Int8 is smaller, and times within 5 % count as equal when models are compared.
+_NOISE, _WORTH = 0.05, 0.1
 _BYTES_SAVED = 3.0  # per parameter, from four bytes to one
 
 
@@ -79,15 +80,17 @@ def size_costs(space: TuningSpace) -> Costs:
     return Costs(unit="bytes", extra=FrozenMap(extra))
 
 
-def latency_costs(space: TuningSpace, profile: LatencyProfile, hysteresis: float = _HYSTERESIS) -> Costs:
-    """Return predicted milliseconds: with `hysteresis` 0 exactly those of `profile.predict`.
+def latency_costs(space: TuningSpace, profile: LatencyProfile, *, prefer_int8: bool = True) -> Costs:
+    """Return predicted milliseconds; with `prefer_int8`, a small charge on every float group on top of them.
 
     An op that only carries data has the precision of the op that wrote it. A companion is taken to run in int8 wherever it is asked to: the
     conversions that this would need make it float in any candidate worth a trial.
     """
     node_of = nodes(space)
     read = {tensor for op in space.capability.ops for tensor in op.inputs}
-    extra = {group.name: 0.0 for group in space.groups}
+    noise, worth = (_NOISE, _WORTH) if prefer_int8 else (0.0, 0.0)
+    mean = math.fsum(profile.float_ms.values()) / max(len(space.groups), 1)
+    extra = {group.name: worth * mean for group in space.groups}
     base = 0.0
     for op in space.capability.ops:
         in_float = profile.float_ms.get(op.name, 0.0)
@@ -96,7 +99,7 @@ def latency_costs(space: TuningSpace, profile: LatencyProfile, hysteresis: float
         node = node_of.get(op.name)
         base += in_float if node is None else in_int8
         if node is not None:
-            extra[node] += in_float * (1.0 + hysteresis) - in_int8
+            extra[node] += in_float * (1.0 + noise) - in_int8
     return Costs(unit="ms", extra=FrozenMap(extra), borders=_borders(space, profile, node_of), base=base)
 
 
