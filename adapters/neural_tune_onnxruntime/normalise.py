@@ -57,6 +57,7 @@ def normalise(draft: Draft, outputs: tuple[str, ...] = ()) -> None:
     _hoist_constants(draft)
     _drop_identities(draft)
     _drop_dead(draft)
+    _merge_biases(draft)
     _fold_batch_norms(draft)
     _fold_gemm_factors(draft)
     _pool_spatial_means(draft)
@@ -220,6 +221,39 @@ def _add_folded(draft: Draft, stem: str, values: np.ndarray[tuple[int, ...], np.
     return name
 
 
+def _merge_biases(draft: Draft) -> None:
+    """Turn MatMul and the Add of a constant vector behind it into a Gemm, which keeps the MatMul's name.
+
+    The runtime does it too, but behind DequantizeLinear: it then fuses the activation into a *float* Gemm that dequantizes its
+    weights on every call. Only products of two matrices: with more axes the runtime keeps MatMul, and fuses it well.
+    """
+    graph = draft.model.graph
+    readers = Counter(name for node in graph.node for name in node.input)
+    consumers = {name: node for node in graph.node for name in node.input}
+    ranks, fixed, merged = _ranks(draft), _fixed_names(graph), set()
+    for node in graph.node:
+        if node.op_type != "MatMul" or node.domain not in ("", "ai.onnx"):
+            continue
+        result = node.output[0]
+        add = consumers.get(result)
+        if add is None or add.op_type != "Add" or readers[result] != 1 or result in fixed:
+            continue
+        bias = add.input[1] if add.input[0] == result else add.input[0]
+        weight = node.input[1]
+        constant = all(
+            name in draft.constant_names and draft.elem_type(name) == onnx.TensorProto.FLOAT for name in (weight, bias)
+        )
+        if not constant or ranks.get(node.input[0]) != 2 or len(draft.shape(weight)) != 2:
+            continue
+        if tuple(draft.shape(bias)) not in {(draft.shape(weight)[1],), (1, draft.shape(weight)[1])}:
+            continue
+        node.op_type = "Gemm"
+        node.input.append(bias)
+        node.output[0] = add.output[0]
+        merged.add(add.output[0])
+    _keep(graph.node, lambda node: not (node.op_type == "Add" and node.output[0] in merged))
+
+
 def _fold_gemm_factors(draft: Draft) -> None:
     """Multiply alpha into B and beta into C, where they are constants: the integer kernel knows neither."""
     for node in draft.model.graph.node:
@@ -317,6 +351,8 @@ def _ranks(draft: Draft) -> dict[str, int]:
         known = [ranks.get(name, 0) for name in node.input if name]
         if node.op_type == "Conv":
             found = known[1]
+        elif node.op_type in ("Gemm", "Flatten") or (node.op_type == "MatMul" and known == [2, 2]):
+            found = 2
         elif node.op_type in _RANK_OF_FIRST:
             found = known[0]
         elif node.op_type in _RANK_OF_LARGEST:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from neural_tune import plugins
 from neural_tune.errors import ConfigError
+from neural_tune.space import TuningSpace
 from neural_tune.testing import begin, drive
 from neural_tune.testing.spaces import INT8, choices, op, small_spaces, space_of
 from neural_tune.values import FLOAT, Observer
@@ -178,3 +179,12 @@ def test_strategies_are_loaded_at_first_use():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['neural_tune_strategies', 'neural_tune_strategies.plugin']"
+
+
+def test_recipes_that_the_user_switched_on_are_part_of_every_candidate():
+    capability = replace(SPACES["two ops"].capability, recipes=("equalize",))
+    space = TuningSpace.of(capability, recipes={"equalize": True})
+    for make in (Exhaustive, Random):
+        history = drive(make(3), space, lambda _: 0.0, begin(1.0))
+        assert len(history.results) == len(set(candidates(history))) == space.size
+        assert all(candidate.recipes == ("equalize",) for candidate in candidates(history))

@@ -17,7 +17,10 @@ from graphs import FLOAT, graph_of, weights
 from onnx import helper, numpy_helper
 
 from neural_tune.errors import AdapterError
+from neural_tune.space import TuningSpace
+from neural_tune.values import FLOAT_CANDIDATE
 from neural_tune_onnxruntime import build, model, session
+from neural_tune_onnxruntime.adapter import OnnxRuntimeAdapter
 
 
 def outputs(hold, feed):
@@ -403,3 +406,40 @@ def test_broken_weight_is_named(value, what):
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     with pytest.raises(AdapterError, match=f"initializer {tensor.name!r} holds {what}"):
         model.load(source)
+
+
+def test_a_product_with_a_bias_becomes_a_gemm_that_runs_on_integers_before_any_activation(tmp_path):
+    """ORT merges MatMul and Add behind DequantizeLinear and fuses the activation into a *float* Gemm."""
+    for activation in ("Relu", "Sigmoid", "Tanh"):
+        nodes = [
+            helper.make_node("MatMul", ["x", "w"], ["h"], "fc1"),
+            helper.make_node("Add", ["h", "b"], ["g"], "add"),
+            helper.make_node(activation, ["g"], ["y"], "act"),
+        ]
+        net = graphs.graph_of(nodes, graphs.weights(1, w=(64, 32), b=(32,)), {"x": ["n", 64]})
+        adapter = OnnxRuntimeAdapter()
+        held = adapter.load(net, graphs.options())
+        ops = {op.name: op.type for op in adapter.query(held).ops}
+        assert ops["fc1"] == "Gemm"
+        assert "add" not in ops
+        batches = graphs.batches(net)
+        found = adapter.calibrate(held, batches, tmp_path / activation)
+        full = TuningSpace.of(adapter.query(held)).preferred()
+        built = adapter.build(held, full, found, 1)
+        (tmp_path / f"{activation}-model").mkdir()
+        artifact = adapter.save(built, tmp_path / f"{activation}-model")
+        assert adapter.guard(artifact, batches[0]) == ()
+        # The float function is the caller's.
+        plain = graphs.run(net, batches[0])[0]
+        ours = adapter.run(adapter.build(held, FLOAT_CANDIDATE, None, 1), batches[0])[0]
+        np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_a_product_of_more_axes_keeps_its_add():
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], "fc1"),
+        helper.make_node("Add", ["h", "b"], ["y"], "add"),
+    ]
+    net = graphs.graph_of(nodes, graphs.weights(1, w=(64, 32), b=(32,)), {"x": ["n", 7, 64]})
+    held = OnnxRuntimeAdapter().load(net, graphs.options())
+    assert [op.type for op in held.graph.ops] == ["MatMul", "Add"]

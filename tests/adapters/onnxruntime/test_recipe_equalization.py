@@ -140,7 +140,10 @@ def test_factors_pass_through_pooling_padding_slicing_and_flattening():
         "fc2": ["fc3"],
     }
     assert found["conv3"].readers[0].weight.repeat == 6
-    assert [(part.op, part.position) for part in found["fc2"].divided] == [("fc2", 1), ("bias5", 1)]
+    assert [(part.op, part.position) for part in found["fc2"].divided] == [
+        ("fc2", 1),
+        ("fc2", 2),
+    ]  # MatMul + Add became a Gemm
 
 
 @settings(max_examples=15, deadline=None)
