@@ -6,11 +6,12 @@ Kolmogorov and Zabih 2004). The flow is Dinic's algorithm on integers, so that a
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Hashable
 
 _SOURCE, _SINK = 0, 1  # int8 and float
-_SCALE = 1 << 40
+_BITS = 40
 
 
 class Labelling:
@@ -37,8 +38,10 @@ class Labelling:
     def solve(self) -> frozenset[Hashable]:
         """Return the free nodes that are float in the cheapest labelling; of several, in the one with the fewest."""
         flow = _Flow(len(self._nodes) + 2)
-        largest = max((cost for _, _, cost in self._costs if cost is not None), default=0.0) or 1.0
-        amounts = [None if cost is None else round(cost / largest * _SCALE) for _, _, cost in self._costs]
+        largest = max((cost for _, _, cost in self._costs if cost is not None), default=0.0)
+        # A power of two as the unit, so that equal sums of costs stay equal.
+        places = _BITS - math.frexp(largest)[1]
+        amounts = [None if cost is None else round(math.ldexp(cost, places)) for _, _, cost in self._costs]
         forbidden = sum(amount for amount in amounts if amount is not None) + 1
         for (tail, head, _), amount in zip(self._costs, amounts, strict=True):
             if tail != head:
