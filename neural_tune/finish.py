@@ -248,7 +248,7 @@ def _warnings(result: TuneResult) -> list[str]:
         )
     elif speed and speed.low <= 1.0:
         found.append(
-            f"{verb}, but no faster than float: {speed.ratio:.2f}x (95 % interval {speed.low:.2f} to {speed.high:.2f})"
+            f"{verb}, but its speed cannot be told from float's: {speed.ratio:.2f}x (95 % interval {speed.low:.2f} to {speed.high:.2f})"
         )
     if result.size_float and result.size_ratio is not None and result.size_ratio <= 1.0:
         found.append(f"{verb}, but not smaller than float: {result.size} against {result.size_float} bytes")

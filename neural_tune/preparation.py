@@ -39,6 +39,7 @@ from neural_tune.space import TuningSpace
 from neural_tune.trials import Workbench
 from neural_tune.values import (
     FLOAT_CANDIDATE,
+    AccuracyCriterion,
     Baseline,
     FrozenMap,
     History,
@@ -328,7 +329,7 @@ def _baseline(
             f"resume: the evaluation says {dict(evaluation.metrics)} of the float model now, and said {dict(stored[-1].metrics)} then: "
             "earlier trials cannot be compared with later ones. Start a new run"
         )
-    problems = check_baseline(evaluation)
+    problems = check_baseline(evaluation) or _without_scale(task.config.criterion, evaluation)
     baseline = Baseline(
         metrics=evaluation.metrics,
         objectives=FrozenMap() if problems else bench.measure_float(),
@@ -343,6 +344,13 @@ def _baseline(
         task.evaluator.save_baseline(directory.baseline)
         log.append("baseline", baseline=to_jsonable(baseline))
     return baseline, problems
+
+
+def _without_scale(criterion: AccuracyCriterion, evaluation: Evaluation) -> list[str]:
+    """Return what a relative criterion cannot do with a float metric of 0: every loss would be infinite."""
+    rules = criterion.constraints(evaluation.metrics)
+    zeros = [name for name, rule in rules.items() if rule.criterion == "relative" and evaluation.metrics[name] == 0.0]
+    return [f"{name} of the float model is 0, so a relative loss has no meaning: use an absolute one" for name in zeros]
 
 
 def _identity(task: Task, adapter: AnyAdapter, model: Any, space: TuningSpace) -> dict[str, str]:

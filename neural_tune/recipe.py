@@ -74,7 +74,9 @@ def to_recipe(candidate: Candidate, space: TuningSpace, header: Mapping[str, str
     lines = _compressed(candidate, space)
     used = dict.fromkeys(config for _, config in lines if not config.is_float)
     names = {config: f"p{number}" for number, config in enumerate(used, 1)} | {FLOAT: _FLOAT}
-    text = ["# A recipe of neural_tune: edit it, and replay it without a search."]
+    text = [
+        "# A recipe of neural_tune: which op runs in which precision (neural_tune.recipe.read gives the candidate back)."
+    ]
     text += [f"# {_comment(name)}: {_comment(value)}" for name, value in (header or {}).items()]
     text += [f"version: {VERSION}"]
     text += ["precisions:" if used else "precisions: {}"]
@@ -124,6 +126,8 @@ def _compressed(candidate: Candidate, space: TuningSpace) -> list[tuple[dict[str
         if by_type[kind] != default:
             lines.append(({"type": _escaped(kind)}, by_type[kind]))
     lines += [({"op": _escaped(op)}, config) for op, config in configs.items() if config != by_type[types[op]]]
+    # What the user kept in float is not tunable here, but a reader (or a space without that rule) must see it.
+    lines += [({"op": _escaped(op)}, FLOAT) for op in space.fixed]
     return lines
 
 

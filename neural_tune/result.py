@@ -27,7 +27,7 @@ class Status(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class TuneResult:
     """The outcome of a run. It always exists; read `status` (or `accepted`) before using `model`.
 
@@ -72,6 +72,11 @@ class TuneResult:
     is_interrupted: bool = False
     run_directory: Path = Path()
     artifact: Path | None = None
+
+    def __repr__(self) -> str:
+        speed = f", {self.speedup:.2f}x as fast" if self.speedup else ""
+        size = f", {self.size_ratio:.2f}x smaller" if self.size_float and self.size_ratio else ""
+        return f"<TuneResult {self.status.value}: {self.reason}{speed}{size}; {len(self.trials)} trials, {self.passes:.2f} passes>"
 
     @property
     def accepted(self) -> bool:

@@ -56,6 +56,16 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n\n".join([*parts, _LEGEND.strip()]) + "\n"
 
 
+def defaults(row: dict[str, Any]) -> str:
+    """Return one line about a model that its runtime, left alone, runs in another precision than it was accepted in."""
+    found = row["by_default"]
+    speeds = "; ".join(speed(size, each) for size, each in found["latency"].items())
+    return (
+        f"* {row['contestant']}: with the runtime's default precision ({found['precision']}) instead of float32, metric "
+        f"{found['metric']:.4f} against {found['metric_float']:.4f}, speed-up {speeds}"
+    )
+
+
 def why(row: dict[str, Any]) -> str:
     """Return one line about a row that is no success."""
     text = " ".join(str(row.get("reason", "")).split()).replace("|", "/")
@@ -81,7 +91,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         number(row.get("peak_mb"), 0),
         " / ".join([because, *(number(count, 0) for count in counts)]) if "products" in row else "-",
         drop(row),
-        speeds(row),
+        "; ".join(speed(size, found) for size, found in row.get("latency", {}).items()) or "-",
         f"{row['bytes']} / {row['float_bytes']}" if "float_bytes" in row else "-",
     ]
 
@@ -103,13 +113,6 @@ def drop(row: dict[str, Any]) -> str:
     if "drop" not in row:
         return "-"
     return f"{row['drop']:+.4f} [{row['drop_low']:+.4f}, {row['drop_high']:+.4f}]"
-
-
-def speeds(row: dict[str, Any]) -> str:
-    """Return the ratios at all batch sizes; of a runtime whose float is bfloat16, those against float32 too."""
-    text = "; ".join(speed(size, found) for size, found in row.get("latency", {}).items())
-    single = "; ".join(speed(size, found) for size, found in row.get("latency_float32", {}).items())
-    return (f"{text}, of float32 {single}" if single else text) or "-"
 
 
 def speed(size: str, found: dict[str, float]) -> str:

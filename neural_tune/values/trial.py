@@ -191,7 +191,8 @@ class History:
         ]
         names = {"size": None, **dict.fromkeys(self.objectives.names)}
         known = {item.name: item for item in self.objectives.items}
-        axes = Objectives((*(known.get(name, Objective(name)) for name in names), Objective("slack", 1.0, True)))
+        measured = (known[name] if name in known else Objective(name) for name in names)
+        axes = Objectives((*measured, Objective("slack", 1.0, True)))
         points = [{"size": 0.0, **result.objectives, "slack": self.slack(result)} for result in results]
         front = (results[place] for place in axes.front(points))
         return tuple(sorted(front, key=lambda result: (-self.slack(result), result.trial.number)))

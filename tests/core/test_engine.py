@@ -711,3 +711,22 @@ def test_a_full_disk_costs_at_most_the_running_trial(task: ToyTask, tmp_path: Pa
         eval_metric=None,
     )
     assert [trial.trial.number for trial in result.trials] == [1, 2]
+
+
+def test_a_relative_criterion_with_a_baseline_of_zero_says_so(task: ToyTask, tmp_path: Path) -> None:
+    config = conf(tmp_path, accuracy_criterion=AccuracyCriterion(tolerable_loss=0.01))
+    result = run(task, config, eval_func=lambda model: 0.0, eval_dataloader=None, eval_metric=None)
+    assert result.status is Status.FAILED
+    assert "a relative loss has no meaning: use an absolute one" in result.reason
+
+
+def test_a_result_prints_as_one_line(task: ToyTask, tmp_path: Path) -> None:
+    shown = repr(run(task, conf(tmp_path)))
+    assert shown.startswith("<TuneResult accepted: topk")
+    assert "\n" not in shown
+    assert len(shown) < 300
+
+
+def test_the_recipe_names_what_the_user_excluded(task: ToyTask, tmp_path: Path) -> None:
+    result = run(task, conf(tmp_path, exclude=["dense2"]))
+    assert "{op: dense2, use: float}" in (result.run_directory / "recipe.yaml").read_text()

@@ -126,7 +126,7 @@ def test_full_int8_with_one_float_op_takes_three_rules_and_reads_well() -> None:
     candidate = NET.preferred().with_ops({"layer1.conv": FLOAT})
     text = recipe.to_recipe(candidate, NET, {"neural_tune": "0.1.0", "model": "abc"})
     assert text.startswith(
-        "# A recipe of neural_tune: edit it, and replay it without a search.\n# neural_tune: 0.1.0\n# model: abc\n"
+        "# A recipe of neural_tune: which op runs in which precision (neural_tune.recipe.read gives the candidate back).\n# neural_tune: 0.1.0\n# model: abc\n"
     )
     assert text.splitlines()[-4:] == [
         "rules:  # in order: the last rule that matches an op decides",

@@ -42,27 +42,3 @@ class TestMse(_FirstParty):
 
 class TestConservative(_FirstParty):
     name = "conservative"
-
-
-class _Sampled(_FirstParty):
-    @pytest.fixture(autouse=True)
-    def _optuna(self, plugin):
-        if plugin.missing:
-            pytest.skip(f"not installed: {', '.join(plugin.missing)}")
-
-
-class TestTpe(_Sampled):
-    name = "tpe"
-
-
-class TestPareto(_Sampled):
-    name = "pareto"
-
-
-class TestBayesian(_Sampled):
-    name = "bayesian"
-
-    @pytest.fixture
-    def make_strategy(self, plugin):
-        # A fit takes a quarter of a second and the kit proposes thousands of times; test_sampled.py looks at the model.
-        return lambda seed: plugin.create(seed=seed, startup=100)
