@@ -12,6 +12,7 @@ class OneByOne:
 
     name = "one_by_one"
     needs_exact_metrics = False
+    wants: frozenset[str] = frozenset()
 
     def __init__(self, seed: int = 0, *, backwards: bool = False) -> None:
         self.seed = seed
