@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +201,15 @@ def test_an_insane_baseline_exits_with_3(job: Path, capsys: pytest.CaptureFixtur
     assert "FAILED" in capsys.readouterr().out
 
 
+@pytest.fixture
+def _listens_to_ctrl_c() -> Iterator[None]:
+    """A shell starts background jobs with SIGINT ignored, and Python then leaves it ignored: a CI runner may do so."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)
+
+
+@pytest.mark.usefixtures("_listens_to_ctrl_c")
 def test_ctrl_c_saves_the_best_so_far_and_exits_with_130(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metric = "metric: {topk: 1}, dataloader: {batch_size: 100, dataset: {npz: {path: data.npz, x: inputs, y: labels}}}"
     change(job, metric, "function: 'nt_toy_job:interrupts'")
