@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
 
 from neural_tune import events
@@ -17,7 +18,17 @@ from neural_tune.preparation import Halted, Run, Task, prepare
 from neural_tune.protocols import Executor
 from neural_tune.result import TuneResult
 from neural_tune.trials import TrialRunner
-from neural_tune.values import Candidate, History, Origin, Trial, TrialResult, TrialStatus, count_passes, to_jsonable
+from neural_tune.values import (
+    Candidate,
+    FrozenMap,
+    History,
+    Origin,
+    Trial,
+    TrialResult,
+    TrialStatus,
+    count_passes,
+    to_jsonable,
+)
 
 
 def tune(task: Task) -> TuneResult:
@@ -124,18 +135,9 @@ def _trial(run: Run, candidate: Candidate, reason: str) -> Trial:
 
 
 def _reused(trial: Trial, known: TrialResult) -> TrialResult:
-    return TrialResult(
-        trial=trial,
-        status=known.status,
-        metrics=known.metrics,
-        bounds=known.bounds,
-        objectives=known.objectives,
-        is_accepted=known.is_accepted,
-        reason=known.reason,
-        error=known.error,
-        reused=known.reused or known.trial.number,
-        artifact=known.artifact,
-    )
+    """Return what is known of the candidate as the result of `trial`, at no cost."""
+    number = known.reused or known.trial.number
+    return replace(known, trial=trial, samples=0, passes=0.0, durations=FrozenMap(), reused=number)
 
 
 def _executor(run: Run) -> Executor:
@@ -176,11 +178,8 @@ def _seconds_per_trial(history: History) -> float:
 def _seconds_left(run: Run, elapsed: float) -> float:
     stop = run.task.config.stop
     expected = min(run.strategy.forecast(run.space).expected, stop.max_trials)
-    if not stop.at_first_acceptable:
-        return max(0.0, stop.timeout - elapsed)
-    return (
-        max(0, expected - len(run.history.results)) * _seconds_per_trial(run.history) / max(1, run.task.config.workers)
-    )
+    left = max(0, expected - len(run.history.results)) * _seconds_per_trial(run.history) / run.task.config.workers
+    return left if stop.at_first_acceptable else min(left, max(0.0, stop.timeout - elapsed))
 
 
 @contextmanager

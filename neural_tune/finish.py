@@ -211,6 +211,7 @@ def _result(run: Run, finalist: _Finalist, ended: str, extra: float, steps: _Ste
         trials=history.results,
         front=history.front,
         passes=count_passes(history.baseline, history.results) + extra,
+        size_float=int(history.baseline.objectives["size"]),
         size=measure.size_on_disk(finalist.artifact.parent),
         run_directory=run.directory.root,
         artifact=finalist.artifact,
@@ -220,7 +221,6 @@ def _result(run: Run, finalist: _Finalist, ended: str, extra: float, steps: _Ste
         lambda: bench.evaluator.certify(finalist.evaluation, criterion=history.criterion, seed=run.task.config.seed),
     )
     report = steps.attempt("report per op", lambda: bench.report(candidate)) or BuildReport(ops=())
-    size_float = steps.attempt("size of the float model", lambda: bench.size(FLOAT_CANDIDATE)) or 0
     run.emit(events.StageStarted(stage="measure"))
     speed = steps.attempt("measurement of speed", lambda: bench.compare_speed(finalist.artifact))
     guarded = steps.attempt("check of the artifact by the adapter's guard", lambda: _guard(run, finalist)) or ()
@@ -229,7 +229,6 @@ def _result(run: Run, finalist: _Finalist, ended: str, extra: float, steps: _Ste
         certificate=certificate,
         ops=_explained(run, report, candidate),
         counts=report.counts,
-        size_float=size_float,
         speed=speed,
         is_interrupted=steps.is_interrupted,
     )

@@ -64,7 +64,7 @@ class Task:
         config: The configuration.
         evaluator: Runs the evaluation.
         calibration: Calibration batches; None for approaches that need none.
-        evaluation_loader: The evaluation batches, to recognise them on resume; None for an opaque eval_func.
+        evaluation_loader: The evaluation batches, to measure speed with where there is no calibration; None for an opaque eval_func.
         reporter: Receives the events.
         framework: Name of the adapter, or an adapter; empty lets the model decide.
         job: Name of the job; empty takes the model's.

@@ -78,10 +78,6 @@ class Workbench:
         """Return what becomes of every op in `candidate`."""
         return self.adapter.report(self.adapter.build(self.model, candidate, self.statistics, self.config.threads))
 
-    def size(self, candidate: Candidate) -> int:
-        """Return the bytes of `candidate` on disk."""
-        return self.adapter.size(self.adapter.build(self.model, candidate, self.statistics, self.config.threads))
-
     def compare_speed(self, artifact: Path) -> SpeedComparison:
         """Measure float against `artifact`, interleaved, with the threads of the configuration."""
         how, adapter = self.config.performance, self.adapter

@@ -730,3 +730,11 @@ def test_a_result_prints_as_one_line(task: ToyTask, tmp_path: Path) -> None:
 def test_the_recipe_names_what_the_user_excluded(task: ToyTask, tmp_path: Path) -> None:
     result = run(task, conf(tmp_path, exclude=["dense2"]))
     assert "{op: dense2, use: float}" in (result.run_directory / "recipe.yaml").read_text()
+
+
+def test_a_time_budget_expects_no_more_than_its_trials_or_its_time(task: ToyTask, tmp_path: Path) -> None:
+    recorder = Recorder()
+    run(task, conf(tmp_path, strategy="random", timeout=3600, max_trials=2), reporter=recorder)
+    (planned,) = recorder.of(events.SearchPlanned)
+    assert planned.eta_seconds <= planned.worst_seconds < 3600
+    assert recorder.of(events.TrialFinished)[-1].eta_seconds == 0.0
