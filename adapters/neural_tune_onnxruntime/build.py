@@ -8,9 +8,10 @@ from pathlib import Path
 import onnx
 
 from neural_tune.errors import AdapterError
+from neural_tune.numerics import qparams
 from neural_tune.protocols import BuildReport
 from neural_tune.values import Candidate, QuantSpec, TensorRange
-from neural_tune_onnxruntime import qparams, session
+from neural_tune_onnxruntime import session
 from neural_tune_onnxruntime.inputs import InputInfo
 from neural_tune_onnxruntime.model import OnnxModel
 from neural_tune_onnxruntime.recipes import bias_correction, variants

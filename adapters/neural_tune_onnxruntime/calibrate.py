@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from neural_tune.errors import AdapterError, DataError
-from neural_tune_onnxruntime.histogram import Histogram
+from neural_tune.numerics.histogram import Histogram
 from neural_tune_onnxruntime.session import RUNTIME_ERRORS, Session, first_line
 from neural_tune_onnxruntime.statistics import ChannelStatistics, Statistics, TensorStatistics
 

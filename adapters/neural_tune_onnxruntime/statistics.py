@@ -17,9 +17,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from neural_tune.errors import AdapterError
+from neural_tune.numerics import observers
+from neural_tune.numerics.histogram import Histogram
 from neural_tune.values import Observer
-from neural_tune_onnxruntime import observers
-from neural_tune_onnxruntime.histogram import Histogram
 from neural_tune_onnxruntime.spool import Spool
 
 _LOG = logging.getLogger(__name__)

@@ -22,6 +22,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from neural_tune.errors import AdapterError, CapabilityError
+from neural_tune.numerics.qparams import Parameters
 from neural_tune.protocols import Inputs, Outputs
 from neural_tune.values import Candidate, OpConfig
 from neural_tune_onnxruntime import session
@@ -29,7 +30,6 @@ from neural_tune_onnxruntime.build import ranges_of, start
 from neural_tune_onnxruntime.graph import FLOAT32, Op
 from neural_tune_onnxruntime.inputs import InputInfo, to_feed
 from neural_tune_onnxruntime.model import OnnxModel
-from neural_tune_onnxruntime.qparams import Parameters
 from neural_tune_onnxruntime.recipes import bias_correction, variants
 from neural_tune_onnxruntime.rewrite import qdq, regions
 from neural_tune_onnxruntime.rewrite.regions import Regions

@@ -23,8 +23,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import external_data_helper, helper
 
+from neural_tune.numerics import qparams
 from neural_tune.values import DType, Granularity, QuantSpec
-from neural_tune_onnxruntime import qparams
 from neural_tune_onnxruntime.source import INLINE_BYTES, PACKED_BITS, Draft, packed_size
 
 FLOAT_FILE = "float.bin"

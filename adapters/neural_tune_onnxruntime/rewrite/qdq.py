@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from neural_tune.numerics import qparams
+from neural_tune.numerics.qparams import Floats, Parameters
 from neural_tune.values import OpConfig
-from neural_tune_onnxruntime import qparams
 from neural_tune_onnxruntime.graph import Op
 from neural_tune_onnxruntime.kernels import Kernel
 from neural_tune_onnxruntime.model import OnnxModel
-from neural_tune_onnxruntime.qparams import Floats, Parameters
 from neural_tune_onnxruntime.rewrite.regions import Coded, Regions
 from neural_tune_onnxruntime.weights import Quantized, onnx_type
 

@@ -16,12 +16,12 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from neural_tune.errors import CapabilityError
+from neural_tune.numerics.qparams import Parameters
 from neural_tune.values import Candidate, OpConfig, QuantSpec, Role, TensorRange
 from neural_tune_onnxruntime.capability import check
 from neural_tune_onnxruntime.graph import Graph, Op
 from neural_tune_onnxruntime.kernels import Kernel
 from neural_tune_onnxruntime.model import OnnxModel
-from neural_tune_onnxruntime.qparams import Parameters
 from neural_tune_onnxruntime.recipes import variants
 
 # Returns the parameters of a tensor from its statistics, for a spec and the candidate's own choice for that tensor; None when the tensor

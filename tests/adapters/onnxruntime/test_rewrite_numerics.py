@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from onnx import helper
 
+from neural_tune.numerics import qparams
 from neural_tune.values import Candidate, DType, Granularity, Mode, OpConfig, QuantSpec
-from neural_tune_onnxruntime import qparams
 
 U8 = QuantSpec(dtype=DType.UINT8, symmetric=False)
 S8 = QuantSpec(dtype=DType.INT8, symmetric=False)

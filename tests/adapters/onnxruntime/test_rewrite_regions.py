@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from neural_tune.errors import AdapterError, CapabilityError
+from neural_tune.numerics.qparams import activation_parameters
 from neural_tune.values import Candidate, DType, Granularity, Observer, TensorRange
 from neural_tune_onnxruntime import guard
-from neural_tune_onnxruntime.qparams import activation_parameters
 from neural_tune_onnxruntime.rewrite import regions
 
 

@@ -11,9 +11,10 @@ import pytest
 pytest.importorskip("onnxruntime", reason='the adapter needs its framework: pip install "neural-tune[onnxruntime]"')
 
 from neural_tune.errors import AdapterError
+from neural_tune.numerics import observers
+from neural_tune.numerics.histogram import Histogram
 from neural_tune.values import Observer
-from neural_tune_onnxruntime import observers, statistics
-from neural_tune_onnxruntime.histogram import Histogram
+from neural_tune_onnxruntime import statistics
 from neural_tune_onnxruntime.statistics import ChannelStatistics, Statistics, TensorStatistics
 
 

@@ -13,8 +13,9 @@ import graphs
 import numpy as np
 from graphs import Tuned
 
+from neural_tune.numerics import qparams
 from neural_tune.values import DType, Granularity, QuantSpec
-from neural_tune_onnxruntime import model, qparams
+from neural_tune_onnxruntime import model
 from neural_tune_onnxruntime.weights import FLOAT_FILE, WeightStore, read
 
 PER_CHANNEL = QuantSpec(dtype=DType.INT8, granularity=Granularity.PER_CHANNEL)

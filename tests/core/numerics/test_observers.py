@@ -15,9 +15,9 @@ from hypothesis.extra import numpy as arrays
 pytest.importorskip("onnxruntime", reason='the adapter needs its framework: pip install "neural-tune[onnxruntime]"')
 
 from neural_tune.errors import ConfigError
+from neural_tune.numerics.histogram import Histogram
+from neural_tune.numerics.observers import Density, Moments, Observed, divergence, expected_error, find_range
 from neural_tune.values import Observer
-from neural_tune_onnxruntime.histogram import Histogram
-from neural_tune_onnxruntime.observers import Density, Moments, Observed, divergence, expected_error, find_range
 
 RNG = np.random.default_rng(7)
 NORMAL = RNG.normal(size=200_000).astype(np.float32)

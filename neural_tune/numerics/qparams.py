@@ -67,7 +67,7 @@ def code_range(spec: QuantSpec) -> tuple[int, int]:
         CapabilityError: the number format has no kernel here.
     """
     if spec.dtype not in _FULL:
-        message = f"dtype {spec.dtype.value}: ONNX Runtime has no fast static kernel for it, expected uint8 or int8"
+        message = f"dtype {spec.dtype.value}: no integer arithmetic is written for it, expected uint8 or int8"
         raise CapabilityError(message)
     table = _REDUCED if spec.reduce_range else _SYMMETRIC if spec.symmetric else _FULL
     return table[spec.dtype]

@@ -22,8 +22,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from neural_tune.errors import ConfigError
+from neural_tune.numerics.histogram import BINS, Histogram
 from neural_tune.values import Observer
-from neural_tune_onnxruntime.histogram import BINS, Histogram
 
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 Integers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]

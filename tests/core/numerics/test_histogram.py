@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as arrays
 pytest.importorskip("onnxruntime", reason='the adapter needs its framework: pip install "neural-tune[onnxruntime]"')
 
 from neural_tune.errors import DataError
-from neural_tune_onnxruntime.histogram import BINS, CAPACITY, Histogram
+from neural_tune.numerics.histogram import BINS, CAPACITY, Histogram
 
 ANY_FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 BATCHES = st.lists(arrays.arrays(np.float32, st.integers(1, 50), elements=ANY_FLOAT32), min_size=1, max_size=6)
