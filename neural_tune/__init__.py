@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         PluginError,
     )
     from neural_tune.result import Status, TuneResult
+    from neural_tune.training import prepare_compression
     from neural_tune.values import AccuracyCriterion, Objective, Objectives
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "TuningCriterion",
     "fit",
     "load",
+    "prepare_compression",
 ]
 
 _HOMES = {
@@ -70,6 +72,7 @@ _HOMES = {
         "PluginError",
     ),
     "neural_tune.result": ("Status", "TuneResult"),
+    "neural_tune.training": ("prepare_compression",),
     "neural_tune.values": ("AccuracyCriterion", "Objective", "Objectives"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

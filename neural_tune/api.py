@@ -21,6 +21,7 @@ from neural_tune.errors import ConfigError
 from neural_tune.evaluation import Evaluator, FunctionEvaluator, MetricEvaluator, as_loader, directed
 from neural_tune.preparation import Task
 from neural_tune.protocols import AnyAdapter, Reporter
+from neural_tune.qat import TrainFunction
 from neural_tune.report import make_reporter
 from neural_tune.result import RESULT_VERSION, TuneResult
 
@@ -33,6 +34,7 @@ def fit(
     eval_dataloader: Iterable[Any] | None = None,
     eval_metric: Any = None,
     *,
+    train_func: TrainFunction | None = None,
     framework: str | AnyAdapter = "",
     reporter: Reporter | str | None = None,
     resume: str | os.PathLike[str] | None = None,
@@ -51,6 +53,8 @@ def fit(
         eval_dataloader: Iterable of batches `(inputs, labels)`, iterated anew for each pass; or a tuple `(x, y)` of arrays.
         eval_metric: Name of a built-in metric ("topk", "f1" ...), {name: options}, "module:callable", a callable
             `(outputs, labels) -> float`, or a list of these.
+        train_func: For `QuantizationAwareTrainingConfig`: trains the model it is given, which has fake_quant inside, in place. Called
+            once per trial whose post-training form is not accurate enough; without calibration data, once per trial.
         framework: Name of the adapter, or an adapter object of your own; empty lets the model decide.
         reporter: "console" (the default), "json", "quiet", or an object with `on_event`.
         resume: Directory of an earlier run to go on with.
@@ -65,7 +69,7 @@ def fit(
         DataError: calibration or evaluation data cannot be used.
         CapabilityError: the framework cannot do what is asked for.
         PluginError: no adapter for the model, or the framework is not installed.
-        Exception: whatever `eval_func` raises, untouched.
+        Exception: whatever `eval_func` or `train_func` raises, untouched.
     """
     config = conf if isinstance(conf, TuneConfig) else _config_of(conf)
     functions = dict(objective_functions or {})
@@ -88,6 +92,7 @@ def fit(
         job=job_name or getattr(conf, "model_name", ""),
         resume=resume,
         objective_functions=functions,
+        train_func=train_func,
     )
     try:
         return tune(task)

@@ -24,7 +24,7 @@ from neural_tune.preparation import Halted, Run, Task
 from neural_tune.protocols import BuildReport, GuardsArtifact, OpOutcome
 from neural_tune.result import Status, TuneResult
 from neural_tune.run_directory import RunDirectory
-from neural_tune.trials import VALUES_FILE, content_hash, store_values
+from neural_tune.trials import OWN_FILES, VALUES_FILE, content_hash, store_values
 from neural_tune.values import (
     FLOAT_CANDIDATE,
     Candidate,
@@ -45,6 +45,7 @@ class _Finalist:
     """A trial whose artifact lies in place and was evaluated on the whole set."""
 
     result: TrialResult
+    folder: Path  # of the trial
     artifact: Path
     evaluation: Evaluation
     passes: float  # evaluated for this finish, beyond the trial itself
@@ -168,6 +169,10 @@ def _finalist(run: Run, result: TrialResult) -> _Finalist:
     stored = _stored_values(folder)
     passes = 0.0
     if stored is None or result.status is not TrialStatus.COMPLETE:
+        if bench.train_func is not None:
+            raise AdapterError(
+                f"the trained model of trial {number} is gone or was changed, and training it again would give another one"
+            )
         artifact = bench.build(result.trial.candidate, folder).name
         evaluation = bench.evaluator.evaluate(
             bench.adapter, bench.adapter.restore(folder / artifact, bench.config.threads)
@@ -180,10 +185,10 @@ def _finalist(run: Run, result: TrialResult) -> _Finalist:
             metrics=result.metrics, samples=result.samples, passes=result.passes, is_complete=True, values=stored
         )
     shutil.rmtree(run.directory.model, ignore_errors=True)
-    shutil.copytree(folder, run.directory.model, ignore=shutil.ignore_patterns(VALUES_FILE))
+    shutil.copytree(folder, run.directory.model, ignore=lambda where, _: OWN_FILES if Path(where) == folder else ())
     moved = run.directory.model / artifact
     built = bench.adapter.restore(moved, bench.config.threads)
-    return _Finalist(result=result, artifact=moved, evaluation=evaluation, passes=passes, built=built)
+    return _Finalist(result=result, folder=folder, artifact=moved, evaluation=evaluation, passes=passes, built=built)
 
 
 def _stored_values(folder: Path) -> dict[str, Any] | None:
@@ -220,7 +225,7 @@ def _result(run: Run, finalist: _Finalist, ended: str, extra: float, steps: _Ste
         "certificate",
         lambda: bench.evaluator.certify(finalist.evaluation, criterion=history.criterion, seed=run.task.config.seed),
     )
-    report = steps.attempt("report per op", lambda: bench.report(candidate)) or BuildReport(ops=())
+    report = steps.attempt("report per op", lambda: bench.report(finalist.folder)) or BuildReport(ops=())
     run.emit(events.StageStarted(stage="measure"))
     speed = steps.attempt("measurement of speed", lambda: bench.compare_speed(finalist.artifact))
     guarded = steps.attempt("check of the artifact by the adapter's guard", lambda: _guard(run, finalist)) or ()
@@ -232,7 +237,8 @@ def _result(run: Run, finalist: _Finalist, ended: str, extra: float, steps: _Ste
         speed=speed,
         is_interrupted=steps.is_interrupted,
     )
-    notices = (*run.notices, *report.notes, *_warnings(result), *guarded, *steps.notices)
+    note = finalist.result.note
+    notices = (*run.notices, *([note] if note else []), *report.notes, *_warnings(result), *guarded, *steps.notices)
     return replace(result, notices=tuple(dict.fromkeys(notices)))
 
 

@@ -34,6 +34,7 @@ from neural_tune.evaluation import (
 )
 from neural_tune.journal import Journal
 from neural_tune.protocols import AdapterOptions, AnyAdapter, Inputs, Reporter, Strategy
+from neural_tune.qat import TrainFunction
 from neural_tune.run_directory import RunDirectory
 from neural_tune.space import TuningSpace
 from neural_tune.trials import Workbench
@@ -70,6 +71,7 @@ class Task:
         job: Name of the job; empty takes the model's.
         resume: Directory of the run to go on with; None starts a new one.
         objective_functions: The user's objectives by name.
+        train_func: Trains a candidate in place; given exactly if the approach is "qat".
     """
 
     model: object
@@ -82,6 +84,7 @@ class Task:
     job: str = ""
     resume: str | os.PathLike[str] | None = None
     objective_functions: Mapping[str, ObjectiveFunction] = field(default_factory=dict)
+    train_func: TrainFunction | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -137,9 +140,10 @@ def prepare(task: Task) -> Run:
         NeuralTuneError: the configuration, the data or the model cannot be used at all.
     """
     config = task.config
+    _check_training(task)
     adapter = plugins.adapter_for(task.model, task.framework)
     strategy = plugins.strategy(config.strategy, config.seed, **config.strategy_options)
-    model = adapter.load(task.model, _options(config))
+    model = adapter.load(task.model, adapter_options(config))
     space = TuningSpace.of(adapter.query(model), config.rules, config.recipes)
     if isinstance(task.evaluator, MetricEvaluator):
         task.evaluator.input_names = space.capability.inputs
@@ -182,6 +186,18 @@ def prepare(task: Task) -> Run:
         raise
 
 
+def _check_training(task: Task) -> None:
+    trains = task.config.approach == "qat"
+    if trains and task.train_func is None:
+        raise ConfigError(
+            "approach 'qat' trains candidates: pass train_func=, a function that trains the model it is given in place"
+        )
+    if task.train_func is not None and not trains:
+        raise ConfigError(
+            f"found train_func with approach {task.config.approach!r}; expected QuantizationAwareTrainingConfig for training, or no train_func"
+        )
+
+
 def _ready(
     task: Task,
     adapter: AnyAdapter,
@@ -205,10 +221,16 @@ def _ready(
         sample=sample,
         batch_size=batch_length(sample),
         objective_functions=task.objective_functions,
+        train_func=task.train_func,
     )
     baseline, problems = _baseline(task, bench, log, directory, records)
     wants = _wants(strategy)
-    insight = None if problems or not wants else _insight(task, bench, space, wants, log, records, kept)
+    can_probe = (
+        statistics is not None or task.config.approach != "qat"
+    )  # without ranges nothing can be built before it is trained
+    insight = (
+        None if problems or not wants or not can_probe else _insight(task, bench, space, wants, log, records, kept)
+    )
     return Run(
         task=task,
         bench=bench,
@@ -424,7 +446,8 @@ def _cut(inputs: Inputs, size: int | None) -> Inputs:
     return owned(to_numpy(inputs)[:size])
 
 
-def _options(config: TuneConfig) -> AdapterOptions:
+def adapter_options(config: TuneConfig) -> AdapterOptions:
+    """Return what `config` says to an adapter."""
     return AdapterOptions(
         approach=config.approach,
         backend=config.backend,

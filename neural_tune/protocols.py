@@ -191,12 +191,32 @@ class ProfilesLatency(Protocol):
         """Return the times per op of the float model and of `candidate` (full int8), attributed to the ops of the capability."""
 
 
+class Training(Protocol):
+    """A trainable copy of the float model with fake_quant wherever a candidate quantizes; used once, then finished."""
+
+    model: Any
+    """What the user's `train_func` gets: a `torch.nn.Module` in train mode, a Keras model ..."""
+
+    def finish(self, threads: int | None) -> Any:
+        """Return the trained model in integers (a BuiltT of the adapter): it can be run, saved and restored like one that `build` made.
+
+        Raises:
+            AdapterError: training left something that cannot be quantized (a NaN weight, a range that never saw a value).
+        """
+
+
 @runtime_checkable
 class Trains(Protocol):
-    """An adapter that can train a candidate (quantization-aware training, pruning, distillation)."""
+    """An adapter that can train a candidate (quantization-aware training)."""
 
-    def prepare_training(self, model: Any, candidate: Candidate) -> Any:
-        """Return a trainable copy of the model with fake_quant where `candidate` quantizes."""
+    def training(self, model: Any, candidate: Candidate, statistics: Any | None) -> Training:
+        """Return a trainable copy of the model with fake_quant where `candidate` quantizes; `model` stays as it is.
+
+        Args:
+            model: The float model.
+            candidate: Which ops to train in integers, and how.
+            statistics: From `calibrate`: the ranges training starts from. None lets training find them.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

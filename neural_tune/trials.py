@@ -7,6 +7,7 @@ measured on the very artifact that is handed out, and no second pass is needed t
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import shutil
 import time
@@ -24,6 +25,7 @@ from neural_tune.errors import AdapterError, ConfigError
 from neural_tune.evaluation import Evaluation, Evaluator
 from neural_tune.measure import SpeedComparison
 from neural_tune.protocols import AnyAdapter, BuildReport, Inputs
+from neural_tune.qat import TrainFunction, open_training, train
 from neural_tune.run_directory import RunDirectory
 from neural_tune.values import (
     FLOAT_CANDIDATE,
@@ -34,10 +36,15 @@ from neural_tune.values import (
     TrialResult,
     TrialStatus,
     canonical_json,
+    from_jsonable,
     judge,
+    to_jsonable,
 )
 
 VALUES_FILE = "values.npz"
+REPORT_FILE = "report.json"
+# What a trial's folder holds besides the artifact.
+OWN_FILES = (VALUES_FILE, REPORT_FILE)
 Progress = Callable[[int, int, int], None]  # trial number, samples done, samples in all
 
 
@@ -55,6 +62,7 @@ class Workbench:
         sample: A batch of inputs for measuring.
         batch_size: Samples in `sample`.
         objective_functions: The user's objectives by name.
+        train_func: Trains a candidate (quantization-aware training); None for post-training quantization.
     """
 
     adapter: AnyAdapter
@@ -66,17 +74,33 @@ class Workbench:
     sample: Inputs
     batch_size: int
     objective_functions: Mapping[str, ObjectiveFunction] = field(default_factory=dict)
+    train_func: TrainFunction | None = None
 
     def build(self, candidate: Candidate, folder: Path) -> Path:
         """Build `candidate`, save it below `folder` (emptied first) and return the artifact."""
-        built = self.adapter.build(self.model, candidate, self.statistics, self.config.threads)
+        return self._save(self.adapter.build(self.model, candidate, self.statistics, self.config.threads), folder)
+
+    def build_trained(self, candidate: Candidate, folder: Path) -> Path:
+        """Train `candidate`, save it below `folder` (emptied first) and return the artifact.
+
+        Raises:
+            Exception: whatever the user's `train_func` raises, untouched.
+        """
+        if self.train_func is None:
+            raise AdapterError("found no train_func, expected one: a trained candidate cannot be built without it")
+        training = open_training(self.adapter, self.model, candidate, self.statistics)
+        train(training, self.train_func)
+        return self._save(training.finish(self.config.threads), folder)
+
+    def report(self, folder: Path) -> BuildReport:
+        """Return what became of every op in the artifact that was built into `folder`."""
+        return from_jsonable(BuildReport, json.loads((folder / REPORT_FILE).read_text()))
+
+    def _save(self, built: Any, folder: Path) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+        (folder / REPORT_FILE).write_text(json.dumps(to_jsonable(self.adapter.report(built))) + "\n")
         return self.adapter.save(built, folder)
-
-    def report(self, candidate: Candidate) -> BuildReport:
-        """Return what becomes of every op in `candidate`."""
-        return self.adapter.report(self.adapter.build(self.model, candidate, self.statistics, self.config.threads))
 
     def compare_speed(self, artifact: Path) -> SpeedComparison:
         """Measure float against `artifact`, interleaved, with the threads of the configuration."""
@@ -156,12 +180,50 @@ class TrialRunner:
     progress: Progress
 
     def __call__(self, trial: Trial) -> TrialResult:
+        """Run a trial. With a `train_func`, the post-training model (where there is calibration data) is the floor that training must beat."""
+        bench, folder = self.bench, self.bench.directory.trial(trial.number)
+        if bench.train_func is None:
+            return self._attempt(trial, folder, "build", bench.build)
+        floor = None if bench.statistics is None else self._attempt(trial, folder, "build", bench.build)
+        if floor is not None and floor.is_accepted:
+            return replace(floor, note="the post-training model meets the criterion; it was not trained")
+        beside = folder.with_name(f"{trial.number}.trained")
+        trained = self._attempt(trial, beside, "train", bench.build_trained)
+        return self._better(floor, trained, folder, beside)
+
+    def _better(self, floor: TrialResult | None, trained: TrialResult, folder: Path, beside: Path) -> TrialResult:
+        """Keep the trained model if it comes nearer to the criterion than the post-training one, else that; the effort of both counts."""
+        if floor is None:
+            _replace_folder(folder, beside)
+            return replace(trained, note="trained from uncalibrated ranges")
+        told = f"trained: {trained.error or _numbers(trained)}; post-training: {floor.error or _numbers(floor)}"
+        keeps_trained = trained.status is TrialStatus.COMPLETE and self._slack(trained) > self._slack(floor)
+        if keeps_trained:
+            _replace_folder(folder, beside)
+        else:
+            shutil.rmtree(beside, ignore_errors=True)
+        winner = trained if keeps_trained or floor.status is TrialStatus.FAILED else floor
+        stages = {**floor.durations}
+        for stage, seconds in trained.durations.items():
+            stages[stage] = stages.get(stage, 0.0) + seconds
+        return replace(
+            winner,
+            note=f"{'the trained' if winner is trained else 'the post-training'} model was kept ({told})",
+            passes=floor.passes + trained.passes,
+            durations=FrozenMap(stages),
+        )
+
+    def _slack(self, result: TrialResult) -> float:
+        if result.status is not TrialStatus.COMPLETE:
+            return -math.inf
+        return judge(self.bench.config.criterion, result.metrics, self.baseline.metrics).slack
+
+    def _attempt(self, trial: Trial, folder: Path, stage: str, build: Callable[[Candidate, Path], Path]) -> TrialResult:
         """Build, save, load back, evaluate, judge, and measure if accurate enough."""
         durations: dict[str, float] = {}
-        folder = self.bench.directory.trial(trial.number)
         try:
-            with _clock(durations, "build"):
-                artifact = self.bench.build(trial.candidate, folder)
+            with _clock(durations, stage):
+                artifact = build(trial.candidate, folder)
                 built = self.bench.adapter.restore(artifact, self.bench.config.threads)
             with _clock(durations, "evaluate"):
                 evaluation = self._evaluate(trial, built)
@@ -183,7 +245,8 @@ class TrialRunner:
         return self.bench.evaluator.evaluate(
             self.bench.adapter,
             built,
-            hopeless=None if self.is_exact else hopeless,
+            # A post-training model that is compared with its trained form must be known exactly.
+            hopeless=None if self.is_exact or self.bench.train_func is not None else hopeless,
             progress=lambda done, total: self.progress(trial.number, done, total),
         )
 
@@ -206,6 +269,16 @@ class TrialRunner:
         )
 
 
+def _replace_folder(folder: Path, by: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if by.is_dir():
+        by.rename(folder)
+
+
+def _numbers(result: TrialResult) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
+
+
 def store_values(folder: Path, evaluation: Evaluation) -> None:
     """Write the per-sample values of a complete evaluation beside its artifact, with the artifact's hash."""
     if evaluation.is_complete:
@@ -218,15 +291,15 @@ def store_values(folder: Path, evaluation: Evaluation) -> None:
 
 def artifact_size(folder: Path) -> int:
     """Return the bytes of everything that `save` wrote into a trial's folder."""
-    values = folder / VALUES_FILE
-    return measure.size_on_disk(folder) - (values.stat().st_size if values.is_file() else 0)
+    own = [folder / name for name in OWN_FILES]
+    return measure.size_on_disk(folder) - sum(path.stat().st_size for path in own if path.is_file())
 
 
 def content_hash(folder: Path) -> str:
-    """Return the SHA-256 over names and bytes of all files below `folder`, the per-sample values left out."""
+    """Return the SHA-256 over names and bytes of all files below `folder`, `OWN_FILES` left out."""
     total = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != VALUES_FILE:
+        if path.is_file() and not (path.parent == folder and path.name in OWN_FILES):
             total.update(path.relative_to(folder).as_posix().encode() + b"\0")
             with path.open("rb") as file:
                 while block := file.read(1 << 20):

@@ -23,6 +23,7 @@ from neural_tune.testing.toy_artifact import artifact_size, read_artifact, write
 from neural_tune.testing.toy_layers import Dense, FloatDense, Grid, IntegerDense, ToyBuilt
 from neural_tune.testing.toy_model import SUFFIX, Floats, ToyModel
 from neural_tune.testing.toy_statistics import TensorStatistics, ToyStatistics
+from neural_tune.testing.toy_training import ToyTrainee, ToyTraining
 from neural_tune.values import (
     FLOAT,
     Candidate,
@@ -56,7 +57,7 @@ class ToyHold:
 
 
 class ToyAdapter:
-    """The whole `Adapter` protocol, and `GuardsArtifact`, for `ToyModel` objects and *.toy.npz files.
+    """The whole `Adapter` protocol, `GuardsArtifact` and `Trains`, for `ToyModel` objects and *.toy.npz files.
 
     Args:
         faults: Op name -> what goes wrong when that op is quantized: "raise" raises AdapterError at build, "nan" makes the
@@ -74,9 +75,9 @@ class ToyAdapter:
 
     def load(self, model: object, options: AdapterOptions) -> ToyHold:
         """Return a copy of the model. Raises CapabilityError for options that the toy does not have."""
-        if options.approach not in ("static", "auto") or options.device != "cpu":
+        if options.approach not in ("static", "auto", "qat") or options.device != "cpu":
             raise CapabilityError(
-                f"toy: found {options.approach} on {options.device}, expected static (or auto) on cpu"
+                f"toy: found {options.approach} on {options.device}, expected static (or auto, qat) on cpu"
             )
         if isinstance(model, ToyModel):
             loaded = model.copy()
@@ -160,6 +161,17 @@ class ToyAdapter:
             grid = Grid.of(spec, *statistics.tensors[tensor].range(observer, percentile))
             layers.append(IntegerDense.of(layer, config, grid, fault))
         return ToyBuilt(tuple(layers))
+
+    def training(self, model: ToyHold, candidate: Candidate, statistics: ToyStatistics | None) -> ToyTraining:
+        """Return a copy that trains itself with fake_quant; see `ToyTrainee.fit`."""
+        _check_candidate(self.query(model), model, candidate)
+        ranges = dict(statistics.tensors) if statistics else {}
+
+        def finish(trained: ToyModel, seen: dict[str, TensorStatistics]) -> ToyBuilt:
+            hold = replace(model, model=trained)
+            return self.build(hold, candidate, ToyStatistics(self.fingerprint(hold), seen))
+
+        return ToyTraining(ToyTrainee(model.model.copy(), model.tensors, candidate, ranges), finish)
 
     def run(self, built: ToyBuilt, inputs: Inputs) -> Outputs:
         """Return the logits of one batch, float32 of shape (samples, classes)."""

@@ -70,6 +70,7 @@ class TrialResult:
         error: For FAILED, the type and message of what happened.
         reused: Number of the earlier trial of the same candidate whose result this is; 0 when it was really run.
         artifact: Name of the saved artifact in the trial's folder; empty when there is none.
+        note: How the model came about, where that is worth telling: whether training was needed and what it gained.
     """
 
     trial: Trial
@@ -85,6 +86,7 @@ class TrialResult:
     error: str = ""
     reused: int = 0
     artifact: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
