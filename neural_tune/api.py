@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from neural_tune import plugins
 from neural_tune.config import (
@@ -22,7 +22,8 @@ from neural_tune.evaluation import Evaluator, FunctionEvaluator, MetricEvaluator
 from neural_tune.preparation import Task
 from neural_tune.protocols import AnyAdapter, Reporter
 from neural_tune.qat import TrainFunction
-from neural_tune.report import make_reporter
+from neural_tune.report import ClosableReporter, make_reporter
+from neural_tune.report.several import Several
 from neural_tune.result import RESULT_VERSION, TuneResult
 
 
@@ -36,7 +37,7 @@ def fit(
     *,
     train_func: TrainFunction | None = None,
     framework: str | AnyAdapter = "",
-    reporter: Reporter | str | None = None,
+    reporter: Reporter | str | Sequence[Reporter | str] | None = None,
     resume: str | os.PathLike[str] | None = None,
     job_name: str = "",
     objective_functions: Mapping[str, ObjectiveFunction] | None = None,
@@ -56,7 +57,7 @@ def fit(
         train_func: For `QuantizationAwareTrainingConfig`: trains the model it is given, which has fake_quant inside, in place. Called
             once per trial whose post-training form is not accurate enough; without calibration data, once per trial.
         framework: Name of the adapter, or an adapter object of your own; empty lets the model decide.
-        reporter: "console" (the default), "json", "quiet", or an object with `on_event`.
+        reporter: "console" (the default), "json", "quiet", an object with `on_event`, or a list of these.
         resume: Directory of an earlier run to go on with.
         job_name: Name of the job in the workspace; empty takes the model's.
         objective_functions: Objectives of your own by name, `native model -> float`.
@@ -71,6 +72,50 @@ def fit(
         PluginError: no adapter for the model, or the framework is not installed.
         Exception: whatever `eval_func` or `train_func` raises, untouched.
     """
+    own, shown = _reporter(reporter)
+    try:
+        return tune(
+            task_of(
+                model,
+                conf,
+                calib_dataloader,
+                eval_func,
+                eval_dataloader,
+                eval_metric,
+                train_func=train_func,
+                framework=framework,
+                reporter=shown,
+                resume=resume,
+                job_name=job_name,
+                objective_functions=objective_functions,
+            )
+        )
+    finally:
+        if own is not None:  # a progress bar must not outlive what a user's function raised
+            own.close()
+
+
+def task_of(
+    model: object,
+    conf: PostTrainingQuantConfig | QuantizationAwareTrainingConfig | TuneConfig,
+    calib_dataloader: Iterable[Any] | None = None,
+    eval_func: Callable[[Any], Any] | None = None,
+    eval_dataloader: Iterable[Any] | None = None,
+    eval_metric: Any = None,
+    *,
+    reporter: Reporter,
+    train_func: TrainFunction | None = None,
+    framework: str | AnyAdapter = "",
+    resume: str | os.PathLike[str] | None = None,
+    job_name: str = "",
+    objective_functions: Mapping[str, ObjectiveFunction] | None = None,
+) -> Task:
+    """Return what `fit` hands to the engine; the arguments are those of `fit`.
+
+    Raises:
+        ConfigError: the configuration or the arguments contradict each other.
+        DataError: a dataloader is none.
+    """
     config = conf if isinstance(conf, TuneConfig) else _config_of(conf)
     functions = dict(objective_functions or {})
     if not isinstance(conf, TuneConfig):
@@ -79,13 +124,11 @@ def fit(
     evaluator, loader = _evaluator(eval_func, eval_dataloader, eval_metric)
     if isinstance(evaluator, MetricEvaluator):
         config = _with_directions(config, evaluator.settle(config.criterion))
-    own = make_reporter(reporter) if reporter is None or isinstance(reporter, str) else None
-    shown: Any = own or reporter
-    task = Task(
+    return Task(
         model=model,
         config=config,
         evaluator=evaluator,
-        reporter=shown,
+        reporter=reporter,
         calibration=None if calib_dataloader is None else as_loader(calib_dataloader, once=True),
         evaluation_loader=loader,
         framework=framework,
@@ -94,11 +137,6 @@ def fit(
         objective_functions=functions,
         train_func=train_func,
     )
-    try:
-        return tune(task)
-    finally:
-        if own is not None:  # a progress bar must not outlive what a user's function raised
-            own.close()
 
 
 def load(directory: str | os.PathLike[str], *, threads: int | None = None, framework: str | AnyAdapter = "") -> Any:
@@ -139,6 +177,17 @@ def _config_of(conf: object) -> TuneConfig:
     raise ConfigError(
         f"conf: found a {type(conf).__name__}, expected PostTrainingQuantConfig, QuantizationAwareTrainingConfig or TuneConfig"
     )
+
+
+def _reporter(asked: Reporter | str | Sequence[Reporter | str] | None) -> tuple[ClosableReporter | None, Reporter]:
+    """Return the reporter that was made here and must be closed (None for the caller's own object), and the one to report to."""
+    if asked is None or isinstance(asked, str):
+        made = make_reporter(asked)
+        return made, made
+    if not isinstance(asked, list | tuple):
+        return None, cast("Reporter", asked)
+    several = Several([make_reporter(item) if isinstance(item, str) else item for item in asked])
+    return several, several
 
 
 def _evaluator(eval_func: Any, eval_dataloader: Any, eval_metric: Any) -> tuple[Evaluator, Iterable[Any] | None]:

@@ -6,6 +6,7 @@ that is handed out. Only where a trial was cut short, or its files are gone, is 
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +22,7 @@ from neural_tune.errors import AdapterError
 from neural_tune.evaluation import Evaluation
 from neural_tune.journal import Journal
 from neural_tune.preparation import Halted, Run, Task
-from neural_tune.protocols import BuildReport, GuardsArtifact, OpOutcome
+from neural_tune.protocols import BuildReport, GuardsArtifact, OpOutcome, ShowsRanges
 from neural_tune.result import Status, TuneResult
 from neural_tune.run_directory import RunDirectory
 from neural_tune.trials import OWN_FILES, VALUES_FILE, content_hash, store_values
@@ -228,6 +229,7 @@ def _result(run: Run, finalist: _Finalist, ended: str, extra: float, steps: _Ste
     report = steps.attempt("report per op", lambda: bench.report(finalist.folder)) or BuildReport(ops=())
     run.emit(events.StageStarted(stage="measure"))
     speed = steps.attempt("measurement of speed", lambda: bench.compare_speed(finalist.artifact))
+    steps.attempt("calibration histograms", lambda: _write_ranges(run, candidate))
     guarded = steps.attempt("check of the artifact by the adapter's guard", lambda: _guard(run, finalist)) or ()
     result = replace(
         result,
@@ -265,6 +267,14 @@ def _warnings(result: TuneResult) -> list[str]:
 def _guard(run: Run, finalist: _Finalist) -> tuple[str, ...]:
     adapter = run.bench.adapter
     return adapter.guard(finalist.artifact, run.bench.sample) if isinstance(adapter, GuardsArtifact) else ()
+
+
+def _write_ranges(run: Run, candidate: Candidate) -> None:
+    """Write what calibration saw of every quantized tensor beside the journal, for the report page."""
+    bench = run.bench
+    if isinstance(bench.adapter, ShowsRanges) and bench.statistics is not None and bench.train_func is None:
+        found = bench.adapter.ranges(bench.model, candidate, bench.statistics)
+        run.directory.ranges.write_text(json.dumps(to_jsonable(found)) + "\n")
 
 
 def _explained(run: Run, report: BuildReport, candidate: Candidate) -> tuple[OpOutcome, ...]:

@@ -1,14 +1,14 @@
 """The contracts between the engine and everything that plugs into it.
 
 The engine talks to a framework only through `Adapter`, to a search only through `Strategy`, and asks for the optional
-abilities (`ProbesSensitivity`, `ProfilesLatency`, `Trains`, `GuardsArtifact`) with isinstance; it works without them.
+abilities (`ProbesSensitivity`, `ProfilesLatency`, `Trains`, `ShowsRanges`, `GuardsArtifact`) with isinstance; it works without them.
 Three opaque things belong to the adapter: `ModelT`, its hold on the caller's float model; `StatsT`, what calibration left
 behind; `BuiltT`, a model that runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
@@ -16,7 +16,17 @@ from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 import numpy as np
 
 from neural_tune.space import TuningSpace
-from neural_tune.values import Candidate, Capability, FrozenMap, History, LatencyProfile, Proposal, Trial, TrialResult
+from neural_tune.values import (
+    Candidate,
+    Capability,
+    FrozenMap,
+    History,
+    LatencyProfile,
+    ProbeRequest,
+    Proposal,
+    Trial,
+    TrialResult,
+)
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 # What one batch of model inputs can be: one array (or framework tensor), a sequence in the order of the model's inputs,
@@ -80,6 +90,9 @@ class AdapterOptions:
         reduce_range: One bit less for activations or weights; None lets the adapter decide from the processor.
         recipes: Recipe name -> on or off, as the user set it.
         extra: Adapter-specific options by name.
+        example: The first batch of the calibration (or evaluation) data as the loader gave it, labels included, for frameworks that can
+            only capture a model by calling it; None where no data is at hand.
+        has_data: Whether calibration data is given; None where that is not known yet.
     """
 
     approach: str = "static"
@@ -91,6 +104,8 @@ class AdapterOptions:
     reduce_range: bool | None = None
     recipes: FrozenMap[Any] = field(default_factory=FrozenMap)
     extra: FrozenMap[Any] = field(default_factory=FrozenMap)
+    example: Any = field(default=None, compare=False, repr=False)
+    has_data: bool | None = None
 
 
 class Adapter(Protocol[ModelT, StatsT, BuiltT]):
@@ -159,6 +174,13 @@ AnyAdapter: TypeAlias = Adapter[Any, Any, Any]
 
 
 @runtime_checkable
+class CapturesByExample(Protocol):
+    """An adapter that can only capture a model by calling it: it is given `AdapterOptions.example`."""
+
+    needs_example: bool
+
+
+@runtime_checkable
 class GuardsArtifact(Protocol):
     """An adapter that can look for disagreement inside the runtime before a model is accepted for good."""
 
@@ -189,6 +211,61 @@ class ProfilesLatency(Protocol):
         self, model: Any, candidate: Candidate, statistics: Any, inputs: Inputs, threads: int
     ) -> LatencyProfile:
         """Return the times per op of the float model and of `candidate` (full int8), attributed to the ops of the capability."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObservedTensor:
+    """What calibration saw of an activation tensor, and what became of it in a candidate; for the report.
+
+    Attributes:
+        tensor: Its name.
+        ops: Ops of the capability that read it in integers.
+        observer: How its range was found.
+        low: Smallest real value that has a code of its own; what lies below is clipped.
+        high: Largest such value.
+        minimum: Smallest value seen.
+        maximum: Largest value seen.
+        start: Lower edge of the first bin of the histogram.
+        width: Width of a bin.
+        counts: Values per bin, all zeros included; some hundred bins at most.
+    """
+
+    tensor: str
+    ops: tuple[str, ...]
+    observer: str
+    low: float
+    high: float
+    minimum: float
+    maximum: float
+    start: float
+    width: float
+    counts: tuple[int, ...]
+
+
+@runtime_checkable
+class ShowsRanges(Protocol):
+    """An adapter that can show what its calibration saw."""
+
+    def ranges(self, model: Any, candidate: Candidate, statistics: Any) -> tuple[ObservedTensor, ...]:
+        """Return every activation tensor that `candidate` quantizes with a range from `statistics`."""
+
+
+@runtime_checkable
+class Differentiates(Protocol):
+    """An adapter that can differentiate the model, for strategies that rank by curvature (HAWQ).
+
+    The loss is the mean squared distance of the outputs from the float model's own, each output over its variance: it needs no labels, it is what the
+    divergence of a candidate measures, and at the float weights its Hessian is the Gauss-Newton matrix.
+    """
+
+    def hessian_traces(self, model: Any, batches: Sequence[Inputs], seed: int) -> FrozenMap[float]:
+        """Return op -> trace of the Hessian of the loss by the op's weights, over the number of these weights; ops with weights only.
+
+        Hutchinson's estimate (the mean of v^T H v over random signs v) will do; equal seeds give equal traces.
+        """
+
+    def weight_errors(self, model: Any, candidate: Candidate) -> FrozenMap[float]:
+        """Return op -> squared L2 distance between the float weights and those that `candidate` uses; ops with weights that it quantizes."""
 
 
 class Training(Protocol):
@@ -236,16 +313,20 @@ class Strategy(Protocol):
     Attributes:
         name: The name under which it is registered.
         needs_exact_metrics: True when proposals depend on metric *values*; trials are then never cut short.
-        wants: Probes to run before the search, some of "divergence", "recipes" and "latency"; their findings come as
-            `history.insight`, in which what the adapter cannot do stays empty. `insight` may be None all the same.
+        wants: Probes to run before the search, some of `neural_tune.values.PROBES`; their findings come as `history.insight`, in which what
+            the adapter cannot do stays empty. `insight` may be None all the same: then there is nobody to ask.
     """
 
     name: str
     needs_exact_metrics: bool
     wants: frozenset[str]
 
-    def propose(self, space: TuningSpace, history: History) -> Proposal | None:
-        """Return the next candidate with the reason for it; None when the search is over (or must wait for pending trials)."""
+    def propose(self, space: TuningSpace, history: History) -> Proposal | ProbeRequest | None:
+        """Return the next candidate with the reason for it; None when the search is over (or must wait for pending trials).
+
+        Where a probe is needed to go on, and `history.insight` is there but has no answer to it, return a `ProbeRequest`; the next call
+        comes with the answer. Probes that a search may do without are better asked for here than in `wants`.
+        """
 
     def is_content(self, space: TuningSpace, history: History) -> bool:
         """Return whether the accepted model is good enough to stop at once, when no time budget says to go on."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import math
 import os
 import shutil
 from dataclasses import dataclass, field
@@ -77,6 +79,27 @@ class TuneResult:
         speed = f", {self.speedup:.2f}x as fast" if self.speedup else ""
         size = f", {self.size_ratio:.2f}x smaller" if self.size_float and self.size_ratio else ""
         return f"<TuneResult {self.status.value}: {self.reason}{speed}{size}; {len(self.trials)} trials, {self.passes:.2f} passes>"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the verdict, and float against the result."""
+        rows = [("", "float", "result", "")]
+        for entry in self.certificate.metrics if self.certificate else ():
+            change = f"drop {entry.drop:.4g}"
+            if not math.isnan(entry.low):
+                change += f" (95 % CI {entry.low:.4g} to {entry.high:.4g})"
+            rows.append((entry.name, f"{entry.baseline:.4g}", f"{entry.value:.4g}", change))
+        if self.speed:
+            change = f"{self.speed.ratio:.2f}x as fast ({self.speed.low:.2f} to {self.speed.high:.2f})"
+            rows.append(("latency", f"{self.speed.float_ms:.3g} ms", f"{self.speed.ms:.3g} ms", change))
+        if self.size_ratio is not None:
+            rows.append(("size", f"{self.size_float:,} B", f"{self.size:,} B", f"{self.size_ratio:.2f}x smaller"))
+        if self.ops:
+            low = sum(not op.is_float for op in self.ops)
+            rows.append(("ops in low precision", "0", str(low), f"of {len(self.ops)}"))
+        body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+        notes = "".join(f"<li>{html.escape(notice)}</li>" for notice in self.notices)
+        verdict = f"<b>{self.status.value}</b>: {html.escape(self.reason)}"
+        return f"<div><p>{verdict}</p><table>{body}</table>{f'<ul>{notes}</ul>' if notes else ''}</div>"
 
     @property
     def accepted(self) -> bool:

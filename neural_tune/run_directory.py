@@ -74,6 +74,11 @@ class RunDirectory:
         return self.root / "baseline.npz"
 
     @property
+    def ranges(self) -> Path:
+        """What calibration saw of every quantized tensor of the result, for the report page."""
+        return self.root / "ranges.json"
+
+    @property
     def model(self) -> Path:
         """The artifact of the result."""
         return self.root / "model"

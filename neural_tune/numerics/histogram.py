@@ -102,6 +102,13 @@ class Histogram:
         np.add.at(counts, indices - indices[0], self.counts)
         return Histogram(exponent, int(indices[0]), counts)
 
+    def at_most(self, bins: int) -> Histogram:
+        """Return the histogram with the finest bins of which `bins` are enough."""
+        found = self
+        while found.counts.size > bins:
+            found = found.coarsened(found.exponent + 1)
+        return found
+
     def merge(self, other: Histogram) -> Histogram:
         """Return the histogram of the values of both; exact, associative and commutative."""
         if not self.counts.size or not other.counts.size:

@@ -85,6 +85,8 @@ def find_range(
         Observer.KL: partial(_kl, observed, symmetric=symmetric, levels=levels),
         Observer.MSE: partial(_mse, observed, symmetric=symmetric, levels=levels),
     }
+    if observer not in search:
+        raise ConfigError(f"observer {observer.value!r}: it is for weights; an activation takes one of {', '.join(search)}")
     low, high = search[observer]()
     bottom, top = _minmax(observed, symmetric=symmetric)
     return max(low, bottom), min(high, top)

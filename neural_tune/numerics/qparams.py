@@ -19,12 +19,17 @@ from neural_tune.values import DType, QuantSpec
 Floats: TypeAlias = NDArray[np.float32]
 Codes: TypeAlias = NDArray[Any]
 
-_FULL = {DType.UINT8: (0, 255), DType.INT8: (-128, 127)}
+_FULL = {DType.UINT8: (0, 255), DType.INT8: (-128, 127), DType.UINT16: (0, 65535), DType.INT16: (-32768, 32767)}
 # Symmetric int8 leaves out -128, so that the range is as wide on both sides of zero.
-_SYMMETRIC = {DType.UINT8: (0, 255), DType.INT8: (-127, 127)}
+_SYMMETRIC = {DType.UINT8: (0, 255), DType.INT8: (-127, 127), DType.UINT16: (0, 65535), DType.INT16: (-32767, 32767)}
 # Seven bits: two products of uint8 and int8 then fit into the int16 of processors without VNNI.
 _REDUCED = {DType.UINT8: (0, 127), DType.INT8: (-64, 64)}
-_STORED = {DType.UINT8: np.dtype(np.uint8), DType.INT8: np.dtype(np.int8)}
+_STORED = {
+    DType.UINT8: np.dtype(np.uint8),
+    DType.INT8: np.dtype(np.int8),
+    DType.UINT16: np.dtype(np.uint16),
+    DType.INT16: np.dtype(np.int16),
+}
 _TINY = float(np.finfo(np.float32).tiny)
 _INT32_SPAN = np.float64(2.0**32 - 2.0)
 # The code of the bias of a dead channel: half of what int32 holds.
@@ -66,8 +71,8 @@ def code_range(spec: QuantSpec) -> tuple[int, int]:
     Raises:
         CapabilityError: the number format has no kernel here.
     """
-    if spec.dtype not in _FULL:
-        message = f"dtype {spec.dtype.value}: no integer arithmetic is written for it, expected uint8 or int8"
+    if spec.dtype not in _FULL or (spec.reduce_range and spec.dtype not in _REDUCED):
+        message = f"dtype {spec.dtype.value}: no integer arithmetic is written for it, expected uint8 or int8 (or 16 bits, in full range)"
         raise CapabilityError(message)
     table = _REDUCED if spec.reduce_range else _SYMMETRIC if spec.symmetric else _FULL
     return table[spec.dtype]

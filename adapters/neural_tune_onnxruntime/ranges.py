@@ -1,0 +1,52 @@
+"""What calibration saw of the tensors that a candidate quantizes, for the report page."""
+
+from __future__ import annotations
+
+from neural_tune.numerics.qparams import Parameters
+from neural_tune.protocols import ObservedTensor
+from neural_tune.values import Candidate
+from neural_tune_onnxruntime import build
+from neural_tune_onnxruntime.model import OnnxModel
+from neural_tune_onnxruntime.recipes import variants
+from neural_tune_onnxruntime.rewrite import regions
+from neural_tune_onnxruntime.statistics import Statistics
+
+# More bins than this cannot be told apart on a page.
+_BINS = 160
+
+
+def observed(model: OnnxModel, candidate: Candidate, statistics: Statistics) -> tuple[ObservedTensor, ...]:
+    """Return every tensor that `candidate` codes with a range of its own, in graph order."""
+    if candidate.recipes and candidate.ops:
+        variant = variants.prepare(model, candidate.recipes, statistics)
+        model, statistics = variant.model, variant.statistics or statistics
+    planned = regions.plan(model, candidate, build.ranges_of(statistics))
+    chosen = {choice.tensor: choice.observer for choice in candidate.ranges}
+    in_codes = {*planned.configs, *planned.carried}
+    found = []
+    for tensor, coded in planned.coded.items():
+        if coded.source == tensor and tensor in statistics.tensors:
+            readers = tuple(op.name for op in model.graph.ops if tensor in op.inputs and op.name in in_codes)
+            observer = chosen.get(tensor, coded.spec.observer).value
+            found.append(_entry(tensor, readers, observer, coded.parameters, statistics))
+    return tuple(found)
+
+
+def _entry(
+    tensor: str, readers: tuple[str, ...], observer: str, parameters: Parameters, statistics: Statistics
+) -> ObservedTensor:
+    seen = statistics.of(tensor)
+    histogram = seen.histogram.at_most(_BINS)
+    scale = float(parameters.scale)
+    return ObservedTensor(
+        tensor=tensor,
+        ops=readers,
+        observer=observer,
+        low=scale * (parameters.first - parameters.zero),
+        high=scale * (parameters.last - parameters.zero),
+        minimum=seen.minimum,
+        maximum=seen.maximum,
+        start=histogram.start * histogram.width,
+        width=histogram.width,
+        counts=tuple(int(count) for count in histogram.counts),
+    )
