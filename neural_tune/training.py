@@ -5,22 +5,23 @@ INC 2.x has it under the same name in the same module. Nothing is searched and n
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from neural_tune import plugins
+from neural_tune.artifact import write_uncertified
 from neural_tune.config import QuantizationAwareTrainingConfig, TuneConfig
 from neural_tune.errors import ConfigError
 from neural_tune.evaluation import CalibrationStream, as_loader
 from neural_tune.preparation import adapter_options
 from neural_tune.protocols import AnyAdapter, Training
 from neural_tune.qat import open_training
-from neural_tune.result import RESULT_VERSION
 from neural_tune.space import TuningSpace
 
 
@@ -94,20 +95,8 @@ class CompressionManager:
             ConfigError: `directory` is a file.
         """
         self.finish()
-        target = Path(directory)
-        if target.exists() and not target.is_dir():
-            raise ConfigError(f"save: found a file at {target}, expected a folder or nothing")
-        target.mkdir(parents=True, exist_ok=True)
-        artifact = self._adapter.save(self._built, target)
-        stored = {
-            "version": RESULT_VERSION,
-            "status": "not certified",
-            "reason": "trained with prepare_compression; no accuracy was measured",
-            "framework": self._adapter.name,
-            "artifact": artifact.name,
-        }
-        (target / "result.json").write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")
-        return artifact
+        reason = "trained with prepare_compression; no accuracy was measured"
+        return write_uncertified(self._adapter, self._built, directory, reason)
 
 
 def prepare_compression(
@@ -115,6 +104,7 @@ def prepare_compression(
     confs: QuantizationAwareTrainingConfig | TuneConfig,
     calib_dataloader: Iterable[Any] | None = None,
     *,
+    example_inputs: Any = None,
     framework: str | AnyAdapter = "",
 ) -> CompressionManager:
     """Return a manager around a trainable copy of `model` with fake_quant on every op that the configuration leaves in the tuning space.
@@ -125,6 +115,7 @@ def prepare_compression(
         model: A model object of a framework that trains, or a path to one.
         confs: The configuration.
         calib_dataloader: Iterable of batches, read once: the ranges training starts from. None lets training find them.
+        example_inputs: One batch, for frameworks that capture a model by calling it; None takes the first calibration batch.
         framework: Name of the adapter, or an adapter object of your own; empty lets the model decide.
 
     Raises:
@@ -136,7 +127,12 @@ def prepare_compression(
         found = getattr(config, "approach", type(confs).__name__)
         raise ConfigError(f"confs: found {found!r}, expected a QuantizationAwareTrainingConfig")
     adapter = plugins.adapter_for(model, framework)
-    held = adapter.load(model, adapter_options(config))
+    example = example_inputs
+    if example is None and calib_dataloader is not None:
+        batches = iter(as_loader(calib_dataloader, once=True))
+        example = next(batches, None)
+        calib_dataloader = itertools.chain([] if example is None else [example], batches)
+    held = adapter.load(model, replace(adapter_options(config), example=example))
     space = TuningSpace.of(adapter.query(held), config.rules, config.recipes)
     if not space.groups:
         raise ConfigError(
