@@ -360,8 +360,10 @@ _SPEC_WORDS: dict[str, tuple[str, dict[str, Any]]] = {
     "dtype": ("dtype", {dtype.value: dtype for dtype in DType}),
     "scheme": ("symmetric", {"sym": True, "asym": False}),
     "granularity": ("granularity", {item.value: item for item in Granularity}),
-    "algorithm": ("observer", {item.value: item for item in Observer}),
+    # "rtn", round to nearest, is what a weight gets whose range is its minimum and maximum.
+    "algorithm": ("observer", {"rtn": Observer.MINMAX, **{item.value: item for item in Observer}}),
     "observer": ("observer", {item.value: item for item in Observer}),
+    "group_size": ("group_size", {str(2**power): 2**power for power in range(4, 9)}),
 }
 
 

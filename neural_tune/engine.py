@@ -14,7 +14,7 @@ from neural_tune import events
 from neural_tune.errors import PluginError
 from neural_tune.executors import LocalExecutor, ProcessExecutor
 from neural_tune.finish import failed, finish, halted
-from neural_tune.preparation import Halted, Run, Task, prepare
+from neural_tune.preparation import Halted, Run, Task, learn, prepare
 from neural_tune.protocols import Executor
 from neural_tune.result import TuneResult
 from neural_tune.trials import TrialRunner
@@ -23,6 +23,7 @@ from neural_tune.values import (
     FrozenMap,
     History,
     Origin,
+    ProbeRequest,
     Trial,
     TrialResult,
     TrialStatus,
@@ -65,6 +66,9 @@ def search(run: Run) -> tuple[str, bool]:
                 proposal = run.strategy.propose(run.space, run.history)
                 if proposal is None:
                     break
+                if isinstance(proposal, ProbeRequest):
+                    learn(run, frozenset(proposal.probes))
+                    continue
                 trial = _trial(run, proposal.candidate, proposal.reason)
                 known = run.history.result_of(trial.candidate)
                 if known is not None:
@@ -75,7 +79,7 @@ def search(run: Run) -> tuple[str, bool]:
                 run.emit(events.TrialStarted(trial=trial))
                 executor.submit(trial)
             if ended or not run.history.pending:
-                return ended or "the strategy has no further candidate", False
+                return f"{ended or 'the strategy has no further candidate'}{_gained(run.history)}", False
             _record(run, executor.collect(), started)
     except KeyboardInterrupt as interrupt:
         run.emit(events.Interrupted(signal=str(interrupt) or "SIGINT"))
@@ -116,6 +120,24 @@ def _why_stop(run: Run, elapsed: float) -> str:
     if stop.max_passes is not None and count_passes(history.baseline, history.results) >= stop.max_passes:
         return f"max_passes ({stop.max_passes:g}) is reached"
     return ""
+
+
+def _gained(history: History) -> str:
+    """Return what the trials after the first accepted one brought, as the end of a sentence; "" when there were none."""
+    accepted = [result for result in history.results if result.is_accepted]
+    best = history.best
+    if not accepted or best is None or accepted[0] is history.results[-1]:
+        return ""
+    first, later = accepted[0], len(history.results) - history.results.index(accepted[0]) - 1
+    since = f"; since trial {first.trial.number}, the first accepted, {later} more"
+    if best is first:
+        return f"{since} gained nothing"
+    names = [name for name in history.objectives.names if name in first.objectives and name in best.objectives]
+    changes = (
+        f"{name} {first.objectives[name]:.4g} to {best.objectives[name]:.4g} ({best.objectives[name] / first.objectives[name] - 1:+.1%})"
+        for name in names
+    )
+    return f"{since} gained: {', '.join(changes)} in trial {best.trial.number}"
 
 
 def _has_trials_left(run: Run) -> bool:

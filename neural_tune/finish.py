@@ -22,13 +22,14 @@ from neural_tune.errors import AdapterError
 from neural_tune.evaluation import Evaluation
 from neural_tune.journal import Journal
 from neural_tune.preparation import Halted, Run, Task
-from neural_tune.protocols import BuildReport, GuardsArtifact, OpOutcome, ShowsRanges
+from neural_tune.protocols import BuildReport, CountsKernels, GuardsArtifact, OpOutcome, ShowsRanges
 from neural_tune.result import Status, TuneResult
 from neural_tune.run_directory import RunDirectory
 from neural_tune.trials import OWN_FILES, VALUES_FILE, content_hash, store_values
 from neural_tune.values import (
     FLOAT_CANDIDATE,
     Candidate,
+    FrozenMap,
     History,
     TrialResult,
     TrialStatus,
@@ -235,13 +236,22 @@ def _result(run: Run, finalist: _Finalist, ended: str, extra: float, steps: _Ste
         result,
         certificate=certificate,
         ops=_explained(run, report, candidate),
-        counts=report.counts,
+        counts=_counts(run, finalist, report, steps),
         speed=speed,
         is_interrupted=steps.is_interrupted,
     )
     note = finalist.result.note
     notices = (*run.notices, *([note] if note else []), *report.notes, *_warnings(result), *guarded, *steps.notices)
     return replace(result, notices=tuple(dict.fromkeys(notices)))
+
+
+def _counts(run: Run, finalist: _Finalist, report: BuildReport, steps: _Steps) -> FrozenMap[float]:
+    """Return the counts of the report, with those that only the running model could tell."""
+    adapter, threads = run.bench.adapter, run.task.config.performance.threads
+    if not isinstance(adapter, CountsKernels):
+        return report.counts
+    counted = steps.attempt("count of kernels", lambda: adapter.kernel_counts(finalist.artifact, threads)) or {}
+    return FrozenMap({**report.counts, **counted})
 
 
 def _warnings(result: TuneResult) -> list[str]:

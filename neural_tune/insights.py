@@ -1,23 +1,27 @@
-"""The probes before a search: which op hurts, which recipe helps, what int8 gains - on unlabeled calibration samples, at no evaluation.
+"""The probes: which op hurts, which recipe helps, what int8 gains - on unlabeled calibration samples, at no evaluation.
 
 "One-in": the divergence of the model's *outputs* when a single group is quantized and everything else is float. Errors of single groups add up
 well, so they predict any subset; the error of an op's own output does not (rank correlation near 0, measured), and neither does quantizing
 everything but one op.
+
+A strategy names the probes it wants before the search, and asks for others during it (`ProbeRequest`) - where full int8 is accepted at once, no ranking is
+ever made.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from neural_tune.errors import AdapterError
-from neural_tune.protocols import Inputs, Outputs, ProbesSensitivity, ProfilesLatency
+from neural_tune.errors import AdapterError, CapabilityError
+from neural_tune.protocols import AnyAdapter, Differentiates, Inputs, Outputs, ProbesSensitivity, ProfilesLatency
 from neural_tune.space import TuningSpace
 from neural_tune.trials import Workbench
-from neural_tune.values import FLOAT_CANDIDATE, Candidate, FrozenMap, Insight, LatencyProfile
+from neural_tune.values import FLOAT_CANDIDATE, PROBES, Candidate, FrozenMap, Insight, LatencyProfile
 
 logger = logging.getLogger(__name__)
 
@@ -27,45 +31,75 @@ _Progress = Callable[[int, int], None]
 
 
 def gather(
-    bench: Workbench, space: TuningSpace, wants: frozenset[str], batches: Sequence[Inputs], progress: _Progress
+    bench: Workbench,
+    space: TuningSpace,
+    wants: frozenset[str],
+    batches: Sequence[Inputs],
+    progress: _Progress,
+    known: Insight | None = None,
 ) -> Insight:
-    """Run the probes that a strategy wants and return what they found; what the adapter cannot do stays empty.
+    """Run the probes that a strategy wants and return `known` with what they found; what the adapter cannot do stays empty.
 
     Args:
         bench: The adapter, the model and the statistics.
         space: The tuning space.
-        wants: Some of "divergence", "recipes" and "latency".
+        wants: Some of `PROBES`.
         batches: Calibration inputs.
         progress: Told the probes done and to do.
+        known: What earlier probes found.
+
+    Raises:
+        CapabilityError: the curvature is wanted of an adapter that cannot differentiate.
     """
+    insight = known or Insight()
     probe = _Probe(bench, batches)
     full = space.preferred()
-    recipes = tuple(name for name in space.optional_recipes if "recipes" in wants)
-    groups = len(space.groups) if "divergence" in wants else 0
-    todo = 1 + len(recipes) + groups * (2 if recipes else 1)
-    done = 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        progress(min(done, todo), todo)
-
-    base = probe.divergence(full)
-    step()
-    chosen, best = _choose_recipes(probe, full, recipes, base, step)
-    plain = probe.one_in(space, full, step) if groups else {}
-    helped = full if not chosen else Candidate.of(full.ops, full.ranges, (*full.recipes, *chosen))
-    with_recipes = probe.one_in(space, helped, step) if groups and chosen else {}
-    return Insight(
-        divergence=FrozenMap(plain),
-        full=base,
-        recipes=chosen,
-        full_with_recipes=best,
-        divergence_with_recipes=FrozenMap(with_recipes),
-        latency=_profile(bench, helped) if "latency" in wants else None,
-        samples=probe.samples,
-        forwards=probe.forwards,
+    recipes = space.optional_recipes if "recipes" in wants else ()
+    step = _Steps(
+        progress, 1 + len(recipes) + len(space.groups) * len(wants & {"divergence", "divergence_with_recipes"})
     )
+    if recipes:
+        insight = _with_recipes(insight, probe, full, recipes, step)
+    helped = full if not insight.recipes else Candidate.of(full.ops, full.ranges, (*full.recipes, *insight.recipes))
+    if "latency" in wants:
+        insight = replace(insight, latency=_profile(bench, helped))
+    if "divergence" in wants:
+        alone, together = probe.one_in(space, full, step)
+        insight = replace(insight, divergence=FrozenMap(alone), full=together)
+    if "divergence_with_recipes" in wants and insight.recipes:
+        alone, together = probe.one_in(space, helped, step)
+        insight = replace(insight, divergence_with_recipes=FrozenMap(alone), full_with_recipes=together)
+    if "curvature" in wants:
+        insight = replace(insight, curvature=FrozenMap(_curvature(bench, space, full, batches)))
+    step()
+    return replace(
+        insight,
+        probes=(*insight.probes, *(name for name in PROBES if name in wants)),
+        samples=max(insight.samples, probe.samples),
+        forwards=insight.forwards + probe.forwards,
+    )
+
+
+def has_work(adapter: AnyAdapter, space: TuningSpace, wants: frozenset[str]) -> bool:
+    """Return whether anything has to be run: not for recipes where none is offered, nor for times where nobody can take them."""
+    idle = {
+        "recipes": not space.optional_recipes,
+        "latency": not isinstance(adapter, ProfilesLatency),
+    }
+    return any(not idle.get(name, False) for name in wants)
+
+
+def check_ability(adapter: AnyAdapter, strategy: str, wants: frozenset[str]) -> None:
+    """Refuse a strategy whose probes have no substitute here.
+
+    Raises:
+        CapabilityError: it wants the curvature of the loss, and the adapter cannot differentiate.
+    """
+    if "curvature" in wants and not isinstance(adapter, Differentiates):
+        raise CapabilityError(
+            f"strategy {strategy!r} ranks ops by the curvature of the loss, but the {adapter.name!r} adapter cannot differentiate the model. "
+            "Take 'auto' or 'mse', which rank by the model's outputs, or an adapter for a framework with gradients"
+        )
 
 
 def divergence(reference: Sequence[Outputs], outputs: Sequence[Outputs]) -> float:
@@ -84,16 +118,37 @@ def divergence(reference: Sequence[Outputs], outputs: Sequence[Outputs]) -> floa
     return total / len(reference[0])
 
 
+class _Steps:
+    """Counts probes for a progress display."""
+
+    def __init__(self, progress: _Progress, todo: int) -> None:
+        self._progress, self._todo, self._done = progress, todo, 0
+
+    def __call__(self) -> None:
+        """One more is done."""
+        self._done += 1
+        self._progress(min(self._done, self._todo), self._todo)
+
+
 class _Probe:
     """Runs candidates on the calibration batches and compares their outputs with those of the float model."""
 
     def __init__(self, bench: Workbench, batches: Sequence[Inputs]) -> None:
         self.forwards = 0
+        self.samples = 0
         self._bench = bench
         self._batches = batches
-        built = bench.adapter.build(bench.model, FLOAT_CANDIDATE, None, bench.config.threads)
-        self._reference = self._run(lambda inputs: bench.adapter.run(built, inputs))
-        self.samples = sum(len(outputs[0]) for outputs in self._reference)
+        self._float_outputs: list[Outputs] = []
+
+    @property
+    def _reference(self) -> list[Outputs]:
+        """The float model's outputs, run when they are first needed."""
+        if not self._float_outputs:
+            bench = self._bench
+            built = bench.adapter.build(bench.model, FLOAT_CANDIDATE, None, bench.config.threads)
+            self._float_outputs = self._run(lambda inputs: bench.adapter.run(built, inputs))
+            self.samples = sum(len(outputs[0]) for outputs in self._float_outputs)
+        return self._float_outputs
 
     def divergence(self, candidate: Candidate) -> float:
         """Return the divergence of a candidate, built as it would be for a trial; infinite when it cannot be built."""
@@ -105,20 +160,22 @@ class _Probe:
             logger.info("probe of %s failed: %s", candidate.digest, error)
             return float("inf")
 
-    def one_in(self, space: TuningSpace, full: Candidate, step: Callable[[], None]) -> dict[str, float]:
-        """Return group -> divergence when only that group of `full` is quantized."""
+    def one_in(self, space: TuningSpace, full: Candidate, step: Callable[[], None]) -> tuple[dict[str, float], float]:
+        """Return group -> divergence when only that group of `full` is quantized, and the divergence of all of `full`."""
         found: dict[str, float] = {}
         toggles = self._toggles(full)
-        for group in space.groups:
-            ops = frozenset(group.ops)
+
+        def of(ops: frozenset[str]) -> float:
             if toggles is None:
-                alone = {name: full.config_of(name) for name in ops}
-                found[group.name] = self.divergence(Candidate.of(alone, full.ranges, full.recipes))
-            else:
-                outputs = self._run(lambda inputs, ops=ops: toggles.run(ops, inputs))  # type: ignore[misc]
-                found[group.name] = divergence(self._reference, outputs)
+                return self.divergence(
+                    Candidate.of({name: full.config_of(name) for name in ops}, full.ranges, full.recipes)
+                )
+            return divergence(self._reference, self._run(lambda inputs: toggles.run(ops, inputs)))
+
+        for group in space.groups:
+            found[group.name] = of(frozenset(group.ops))
             step()
-        return found
+        return found, of(frozenset(full.ops))
 
     def _toggles(self, full: Candidate) -> Any:
         bench = self._bench
@@ -135,18 +192,32 @@ class _Probe:
         return [run(batch) for batch in self._batches]
 
 
-def _choose_recipes(
-    probe: _Probe, full: Candidate, recipes: Sequence[str], base: float, step: Callable[[], None]
-) -> tuple[tuple[str, ...], float]:
+def _with_recipes(
+    insight: Insight, probe: _Probe, full: Candidate, recipes: Sequence[str], step: Callable[[], None]
+) -> Insight:
     """Add recipes one by one, in the adapter's order, keeping those that lower the divergence of full int8."""
     chosen: tuple[str, ...] = ()
-    best = base
+    base = best = probe.divergence(full)
     for name in recipes:
         found = probe.divergence(Candidate.of(full.ops, full.ranges, (*full.recipes, *chosen, name)))
         if found < best * (1.0 - _WORTHWHILE):
             chosen, best = (*chosen, name), found
         step()
-    return chosen, best
+    return replace(insight, full=base, recipes=chosen, full_with_recipes=best)
+
+
+def _curvature(bench: Workbench, space: TuningSpace, full: Candidate, batches: Sequence[Inputs]) -> dict[str, float]:
+    """Return group -> mean Hessian trace times squared weight error, summed over its ops (HAWQ-V2, Dong et al. 2020)."""
+    adapter = bench.adapter
+    if not isinstance(adapter, Differentiates):
+        raise CapabilityError(
+            f"the {adapter.name!r} adapter cannot differentiate the model: there is no curvature to rank by"
+        )
+    traces = adapter.hessian_traces(bench.model, batches, bench.config.seed)
+    errors = adapter.weight_errors(bench.model, full)
+    # A trace is estimated, so it may come out a little below 0 where there is no curvature.
+    each = {name: max(traces.get(name, 0.0), 0.0) * error for name, error in errors.items()}
+    return {group.name: sum(each.get(name, 0.0) for name in group.ops) for group in space.groups}
 
 
 def _profile(bench: Workbench, full: Candidate) -> LatencyProfile | None:

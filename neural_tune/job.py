@@ -13,6 +13,7 @@ Paths are relative to the job file. A job may name Python callables, so it is co
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,12 +21,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from neural_tune import yaml_document
+from neural_tune import plugins, yaml_document
+from neural_tune.callables import import_callable
 from neural_tune.config import ObjectiveFunction, PerformanceConfig, TuneConfig, parse_objectives, parse_rules
-from neural_tune.datasets import BatchLoader, Factory, dataset, factory, import_callable
-from neural_tune.errors import ConfigError
+from neural_tune.datasets import BatchLoader, Factory, dataset, factory
+from neural_tune.errors import ConfigError, DataError, PluginError
+from neural_tune.evaluation import METRICS, Metric
 from neural_tune.evaluation.metrics import metrics
-from neural_tune.job_schema import FRAMEWORK_WORDS, Findings, check
+from neural_tune.job_schema import FRAMEWORK_WORDS, Findings, check, sampling_sizes
+from neural_tune.options import close_to
 from neural_tune.space import Rule
 from neural_tune.transforms import transforms
 from neural_tune.values import AccuracyCriterion, FrozenMap, Objectives, StopRule
@@ -35,6 +39,10 @@ _Section: TypeAlias = dict[str, Any]
 T = TypeVar("T")
 D = TypeVar("D")
 _BATCH_SIZE = 32
+_MODEL_KEYS = ("path", "factory", "framework", "name", "inputs", "outputs")
+# NEURAL_TUNE__TUNING__RANDOM_SEED=7 sets tuning.random_seed; "${NAME}" or "${NAME:-otherwise}" in a text of the job is replaced.
+_ENVIRONMENT = "NEURAL_TUNE__"
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +60,7 @@ class Job:
         metric: What `fit` takes as eval_metric.
         function: What `fit` takes as eval_func.
         objective_functions: The user's objectives by name.
+        train: What `fit` takes as train_func.
         resume: Directory of the run to go on with.
     """
 
@@ -64,6 +73,7 @@ class Job:
     evaluation: Loader | None = None
     metric: Any = None
     function: Callable[[Any], Any] | None = None
+    train: Callable[[Any], Any] | None = None
     objective_functions: Mapping[str, ObjectiveFunction]
     resume: Path | None = None
 
@@ -80,40 +90,117 @@ class Job:
             "job_name": self.name,
             "objective_functions": self.objective_functions,
             "resume": self.resume,
+            "train_func": self.train,
         }
 
 
-def read_job(file: Path, overrides: Sequence[str] = ()) -> Job:
+def read_job(
+    file: Path,
+    overrides: Sequence[str] = (),
+    *,
+    model: str = "",
+    environment: Mapping[str, str] | None = None,
+) -> Job:
     """Return the job in `file`.
 
     Args:
         file: A YAML file.
         overrides: Values to set on top, such as "tuning.exit_policy.max_trials=20"; values are YAML.
+        model: Path of a model, or "module:callable", to take instead of the job's; paths are relative to the current folder.
+        environment: Environment variables; None takes those of the process. NEURAL_TUNE__SECTION__KEY=VALUE sets a value as an override
+            does (overrides come later and win), and "${NAME}" in a text stands for a variable.
 
     Raises:
         ConfigError: the file cannot be read or says something wrong; every fault at once, each with its line and path.
         Exception: whatever a module that the job names raises when it is imported.
     """
+    _refuse_model(file)
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"job {file}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    environment = os.environ if environment is None else environment
     document = yaml_document.parse(text, file.name)
+    errors: list[str] = []
+    document = replace(document, data=_expanded(document, document.data, (), environment, errors))
+    for name in sorted(name for name in environment if name.startswith(_ENVIRONMENT)):
+        keys = name.removeprefix(_ENVIRONMENT).lower().replace("__", ".")
+        document = _overridden(document, f"{keys}={environment[name]}", f"{name}={environment[name]}", errors)
     for override in overrides:
-        document = _overridden(document, override)
+        document = _overridden(document, override, f"--set {override}", errors)
+    if model:
+        document = _with_model(document, model)
     findings = Findings(document)
+    for fault in errors:
+        findings.error_text((), fault, is_placed=True)
     job = _Reader(findings, check(findings), file.parent).job(file)
-    if findings.errors:
-        raise ConfigError("\n".join(findings.errors))
+    # A text with a variable that is not set has one fault, whatever else is wrong with it.
+    told = tuple(fault.partition(": found ${")[0] + ":" for fault in errors if ": found ${" in fault)
+    faults = [fault for fault in findings.errors if fault in errors or not fault.startswith(told or ("\0",))]
+    if faults:
+        raise ConfigError("\n".join(faults))
     return job
 
 
-def _overridden(document: yaml_document.Document, override: str) -> yaml_document.Document:
+def _refuse_model(file: Path) -> None:
+    """Say what to do with a model that was given in place of a job."""
+    accepting = [plugin.name for plugin in plugins.adapters().values() if plugin.accepts(str(file))]
+    if accepting and file.exists():
+        raise ConfigError(
+            f"job {file}: found a model ({accepting[0]}), expected a job file: `neural-tune init {file}` writes one for it"
+        )
+
+
+def _overridden(
+    document: yaml_document.Document, override: str, origin: str, errors: list[str]
+) -> yaml_document.Document:
+    """Return the document with a value set; what cannot be set is noted in `errors`."""
     keys, equals, text = override.partition("=")
     path = tuple(keys.strip().split("."))
     if not equals or not all(path):
-        raise ConfigError(f"--set {override}: expected section.key=value, such as tuning.exit_policy.max_trials=20")
-    return document.with_value(path, yaml_document.scalar(text), f"--set {override}")
+        errors.append(f"{origin}: expected section.key=value, such as tuning.exit_policy.max_trials=20")
+        return document
+    try:
+        return document.with_value(path, yaml_document.scalar(text, origin), origin)
+    except ConfigError as error:
+        errors += str(error).splitlines()
+        return document
+
+
+def _with_model(document: yaml_document.Document, model: str) -> yaml_document.Document:
+    section = dict(_mapping(_mapping(document.data).get("model")))
+    for key in ("path", "factory"):
+        section.pop(key, None)
+    is_factory = ":" in model and not Path(model).exists()
+    key, value = ("factory", model) if is_factory else ("path", str(Path(model).absolute()))
+    return document.with_value(("model",), {**section, key: value}, f"model {model}")
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _expanded(
+    document: yaml_document.Document,
+    value: Any,
+    path: yaml_document.Path,
+    environment: Mapping[str, str],
+    errors: list[str],
+) -> Any:
+    """Return `value` with the environment variables in its texts replaced."""
+    if isinstance(value, Mapping):
+        return {key: _expanded(document, item, (*path, str(key)), environment, errors) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expanded(document, item, (*path, place), environment, errors) for place, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+    for name, otherwise in _VARIABLE.findall(value):
+        if name not in environment and not otherwise and f"${{{name}:-" not in value:
+            errors.append(
+                f"{document.where(path)}: {yaml_document.shown(path)}: found ${{{name}}}, but that environment variable is not set; "
+                f"set it, or write ${{{name}:-otherwise}}"
+            )
+    return _VARIABLE.sub(lambda found: environment.get(found[1], found[2] or ""), value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,16 +214,20 @@ class _Reader:
     def job(self, file: Path) -> Job:
         accuracy = self._section("evaluation", "accuracy")
         objectives, functions = self._objectives()
+        measured = self._metric(accuracy)
+        # Before the configuration, which takes the notices along.
+        calibration, evaluation = self._calibration(), self._evaluation(accuracy)
         return Job(
             file=file,
             name=self._section("model").get("name", ""),
             model=self._model(),
             framework=self._framework(),
-            config=self._config(objectives),
-            calibration=self._calibration(),
-            evaluation=self._loader(("evaluation", "accuracy", "dataloader")),
-            metric=self._metric(accuracy),
+            config=self._config(objectives, measured or []),
+            calibration=calibration,
+            evaluation=evaluation,
+            metric=measured,
             function=self._function(accuracy),
+            train=self._train(),
             objective_functions=functions,
             resume=self._resume(),
         )
@@ -148,13 +239,13 @@ class _Reader:
         return dict(found)
 
     def _try(self, path: tuple[str, ...], make: Callable[[], T], instead: D, *, joint: str = "") -> T | D:
-        """Return what `make` gives; its ConfigError becomes one fault per line.
+        """Return what `make` gives; its ConfigError (or PluginError) becomes one fault per line.
 
         A line that begins with a key of its own goes on with the path.
         """
         try:
             return make()
-        except ConfigError as error:
+        except (ConfigError, PluginError, DataError) as error:
             for line in str(error).splitlines():
                 shown = yaml_document.shown(path)
                 self.findings.error_text(path, f"{shown}{joint or _joint(line)}{line}")
@@ -164,7 +255,9 @@ class _Reader:
         model, path = self._section("model"), ("model",)
         if "model" in self.data and ("path" in model) == ("factory" in model):
             found = "both path and factory" if "path" in model else "neither path nor factory"
-            if "path" in model or not self._was_given("model", "path", "factory"):
+            # What is written wrongly was reported already: a faulty value, or a key with a typo.
+            is_told = self._was_given("model", "path", "factory") or set(self._given("model")) - set(_MODEL_KEYS)
+            if "path" in model or not is_told:
                 self.findings.error(path, f"found {found}, expected one of them")
         if "factory" in model:
             options = model["factory"]
@@ -182,11 +275,56 @@ class _Reader:
 
     def _framework(self) -> str:
         name: str = self._section("model").get("framework", "")
-        return FRAMEWORK_WORDS.get(name, name)
+        name = FRAMEWORK_WORDS.get(name, name)
+        if name:
+            self._known(("model", "framework"), "adapter", name, plugins.adapters())
+        return name
+
+    def _known(self, path: tuple[str, ...], what: str, name: str, known: Mapping[str, Any]) -> None:
+        if name not in known:
+            there = ", ".join(known) or "none"
+            self.findings.error(
+                path, f"found {name!r}: no {what} named {name!r}{close_to(name, known)}; installed: {there}"
+            )
+
+    def _train(self) -> Callable[[Any], Any] | None:
+        quantization = self._section("quantization")
+        path, trains = ("quantization", "train"), quantization.get("approach") == "qat"
+        if "train" not in self._given("quantization"):
+            if trains:
+                self.findings.error(
+                    path, "missing: approach qat needs function: module:callable, which trains a model in place"
+                )
+            return None
+        if not trains:
+            found = quantization.get("approach", "static")
+            self.findings.error(path, f"found it with approach {found}, expected it with approach qat only")
+        spec = quantization.get("train", {}).get("function")
+        if spec is None:
+            return None
+        return self._try((*path, "function"), lambda: import_callable(spec, self.folder), None, joint=": ")
+
+    def _evaluation(self, accuracy: _Section) -> Loader | None:
+        loader = self._loader(("evaluation", "accuracy", "dataloader"))
+        shift = accuracy.get("postprocess", {}).get("transform", {}).get("LabelShift", 0)
+        if not shift:
+            return loader
+        if isinstance(loader, BatchLoader):
+            return loader.with_labels_shifted(-shift)
+        self.findings.error(
+            ("evaluation", "accuracy", "postprocess"), "has no effect on a factory; shift the labels there"
+        )
+        return loader
 
     def _calibration(self) -> Loader | None:
         approach = self._section("quantization").get("approach", "static")
         path = ("quantization", "calibration", "dataloader")
+        sizes = sampling_sizes(self._given(*path[:-1]).get("sampling_size", 1))
+        if len(sizes) > 1:
+            where = yaml_document.shown((*path[:-1], "sampling_size"))
+            self.findings.notices.append(
+                f"{where}: calibration runs once, with {max(sizes)} samples, the most of {sizes}"
+            )
         loader = self._loader(path)
         if approach in ("static", "auto") and "dataloader" not in self._given(*path[:-1]):
             self.findings.error(path, f"missing: approach {approach} needs calibration data")
@@ -204,7 +342,7 @@ class _Reader:
         if "dataset" not in options:
             return None
         source = self._try((*path, "dataset"), lambda: dataset(options["dataset"], self.folder), None)
-        steps = self._try((*path, "transform"), lambda: transforms(options.get("transform")), ())
+        steps = self._try((*path, "transform"), lambda: transforms(options.get("transform"), self.folder), ())
         if isinstance(source, Factory):
             for key in ("batch_size", "transform", "last_batch"):
                 if key in options:
@@ -233,29 +371,47 @@ class _Reader:
             self.findings.error((*path, "dataloader"), f"missing: a {key} needs evaluation data")
         spec = accuracy[key]
         if key == "multi_metrics":
-            spec = self._without_weights(dict(spec))
+            spec = self._of_multi_metrics(dict(spec))
         return self._try((*path, key), lambda: list(metrics(self._with_callables(spec))), None, joint=": ")
 
-    def _without_weights(self, spec: _Section) -> _Section:
+    def _of_multi_metrics(self, spec: _Section) -> _Section:
+        """Return INC's table of metrics as ours: directions go to callables, which alone do not know them."""
         path = ("evaluation", "accuracy", "multi_metrics")
         if spec.pop("weight", None) is not None:
             hint = "every metric is held to its own criterion, see tuning.accuracy_criterion.metrics"
             self.findings.error((*path, "weight"), f"not supported: {hint}")
-        if spec.pop("higher_is_better", None) is not None:
-            self.findings.notices.append(f"{yaml_document.shown(path)}.higher_is_better has no effect: metrics know it")
+        directions = spec.pop("higher_is_better", None)
+        if directions is None:
+            return spec
+        here = (*path, "higher_is_better")
+        listed = directions if isinstance(directions, list) else [directions] * len(spec)
+        if len(listed) != len(spec) or not all(isinstance(item, bool) for item in listed):
+            self.findings.error(here, f"found {directions!r}, expected true or false for each of {', '.join(spec)}")
+            return spec
+        for (name, options), higher in zip(list(spec.items()), listed, strict=True):
+            info = METRICS.get(_metric_name(name))
+            if ":" in name:
+                spec[name] = {"higher_is_better": higher, **(options or {})}
+            elif info is not None and info.higher_is_better != higher:
+                way = "higher" if info.higher_is_better else "lower"
+                self.findings.error(here, f"found {str(higher).lower()} for {name}, of which {way} is better")
         return spec
 
     def _with_callables(self, spec: Any) -> Any:
-        """Replace "module:callable" by the callable, which may lie beside the job file."""
+        """Replace "module:callable" by the callable, which may lie beside the job file, and INC's names by ours."""
         if isinstance(spec, list):
             return [self._with_callables(item) for item in spec]
-        if isinstance(spec, str) and ":" in spec:
-            return {"callable": import_callable(spec, self.folder)}
+        if isinstance(spec, str):
+            return {"callable": import_callable(spec, self.folder)} if ":" in spec else _metric_name(spec)
         if isinstance(spec, Mapping) and any(":" in str(name) for name in spec):
             return [
-                {**self._with_callables(str(name)), **(options or {})} if ":" in str(name) else {name: options}
+                {**self._with_callables(str(name)), **(options or {})}
+                if ":" in str(name)
+                else {_metric_name(name): options}
                 for name, options in spec.items()
             ]
+        if isinstance(spec, Mapping):
+            return {_metric_name(name): options for name, options in spec.items()}
         return spec
 
     def _function(self, accuracy: _Section) -> Any:
@@ -282,7 +438,7 @@ class _Reader:
     def _callables(self, names: Iterable[str]) -> list[Any]:
         return [import_callable(name, self.folder) if ":" in name else name for name in names]
 
-    def _config(self, objectives: Objectives) -> TuneConfig:
+    def _config(self, objectives: Objectives, measured: Sequence[Metric]) -> TuneConfig:
         model, quantization, tuning = self._section("model"), self._section("quantization"), self._section("tuning")
         strategy = dict(tuning.get("strategy", {}))
         executor, defaults = tuning.get("executor", {}), TuneConfig()
@@ -300,10 +456,10 @@ class _Reader:
             options=FrozenMap(_named(quantization.get("options", {}))),
             rules=self._rules(quantization),
             sampling_size=quantization.get("calibration", {}).get("sampling_size", defaults.sampling_size),
-            criterion=self._criterion(tuning.get("accuracy_criterion", {})),
+            criterion=self._criterion(tuning.get("accuracy_criterion", {}), measured),
             objectives=objectives,
             stop=self._stop(tuning.get("exit_policy", {})),
-            strategy=strategy.pop("name", defaults.strategy),
+            strategy=self._strategy_name(strategy.pop("name", defaults.strategy)),
             strategy_options=FrozenMap(_named(strategy)),
             seed=tuning.get("random_seed", defaults.seed),
             workspace=self._workspace(tuning.get("workspace", {}), defaults.workspace),
@@ -314,6 +470,11 @@ class _Reader:
         parallel = {"executor": executor.get("name", "process" if "workers" in executor else "local")}
         parallel["workers"] = executor.get("workers", 1)
         return self._try(("tuning", "executor"), lambda: replace(config, **parallel), config)
+
+    def _strategy_name(self, name: str) -> str:
+        is_short = isinstance(self._given("tuning").get("strategy"), str)
+        self._known(("tuning", "strategy", *(() if is_short else ("name",))), "strategy", name, plugins.strategies())
+        return name
 
     def _workspace(self, workspace: _Section, default: str) -> str:
         return str(self.folder / workspace["path"]) if "path" in workspace else default
@@ -327,17 +488,35 @@ class _Reader:
         root, rules = "quantization", list[Rule]()
         names = (f"{root}.model_wise", f"{root}.optype_wise", f"{root}.op_wise")
         if "model_wise" in quantization:
-            wish = quantization["model_wise"]
+            wish = self._without_bits(quantization["model_wise"], (root, "model_wise"))
             rules += self._rule((root, "model_wise"), lambda: parse_rules(model_wise=wish, names=names))
         for key, parameter in (("optype_wise", "op_type"), ("op_wise", "op_name")):
             for pattern, wish in quantization.get(key, {}).items():
-                given: Any = {parameter: {str(pattern): wish}}
+                given: Any = {parameter: {str(pattern): self._without_bits(wish, (root, key, str(pattern)))}}
                 rules += self._rule((root, key, str(pattern)), partial(parse_rules, **given, names=names))
         excluded = (names[0], names[1], f"{root}.exclude")
         for pattern in quantization.get("exclude", ()):
             make = partial(parse_rules, op_name={pattern: "float"}, names=excluded)
             rules += self._rule((root, "exclude"), make)
         return tuple(rules)
+
+    def _without_bits(self, wish: Any, path: tuple[str, ...]) -> Any:
+        """Return a wish without the words of INC that have no meaning here; each is a notice."""
+        if not isinstance(wish, Mapping):
+            return wish
+        kept: dict[Any, Any] = {}
+        for part, spec in wish.items():
+            kept[part] = spec
+            if not isinstance(spec, Mapping):
+                continue
+            for word in ("bit", "compute_dtype"):
+                if word in spec:
+                    where = yaml_document.shown((*path, str(part), word))
+                    self.findings.notices.append(
+                        f"{where} has no effect: dtype and reduce_range say the width of a number"
+                    )
+            kept[part] = {key: value for key, value in spec.items() if key not in ("bit", "compute_dtype")}
+        return kept
 
     def _rule(self, path: tuple[str, ...], make: Callable[[], tuple[Rule, ...]]) -> tuple[Rule, ...]:
         try:
@@ -347,22 +526,27 @@ class _Reader:
                 self.findings.error_text(path, line)
             return ()
 
-    def _criterion(self, given: _Section) -> AccuracyCriterion:
+    def _criterion(self, given: _Section, measured: Sequence[Metric]) -> AccuracyCriterion:
+        """Return the criterion; a metric that states its direction has it where the criterion says nothing."""
         path = ("tuning", "accuracy_criterion")
+        directions = {
+            metric.name: metric.higher_is_better for metric in measured if metric.higher_is_better is not None
+        }
         each = {
-            name: self._one_criterion(inner, (*path, "metrics", name))
+            name: self._one_criterion(inner, (*path, "metrics", name), directions.get(name))
             for name, inner in given.get("metrics", {}).items()
         }
         return replace(self._one_criterion(given, path), metrics=FrozenMap(each))
 
-    def _one_criterion(self, given: _Section, path: tuple[str, ...]) -> AccuracyCriterion:
+    def _one_criterion(
+        self, given: _Section, path: tuple[str, ...], direction: bool | None = None
+    ) -> AccuracyCriterion:
         if "relative" in given and "absolute" in given:
             self.findings.error(path, "found both relative and absolute, expected one of them")
         kind: Any = "absolute" if "absolute" in given else "relative"
         default = AccuracyCriterion()
-        return AccuracyCriterion(
-            given.get("higher_is_better", default.higher_is_better), kind, given.get(kind, default.tolerable_loss)
-        )
+        higher = default.higher_is_better if direction is None else direction
+        return AccuracyCriterion(given.get("higher_is_better", higher), kind, given.get(kind, default.tolerable_loss))
 
     def _stop(self, policy: _Section) -> StopRule:
         path = ("tuning", "exit_policy")
@@ -371,8 +555,12 @@ class _Reader:
     def _performance(self) -> PerformanceConfig:
         given = self._section("evaluation", "performance")
         options: _Section = {key: given[key] for key in ("warmup", "seconds", "batch_size", "threads") if key in given}
-        if given.get("iteration", -1) != -1:
-            options["repeats"] = given["iteration"]
+        if "iteration" in given and "iterations" in given:
+            self.findings.error(
+                ("evaluation", "performance"), "found both iteration and iterations, expected one of them"
+            )
+        if given.get("iterations", given.get("iteration", -1)) != -1:
+            options["repeats"] = given.get("iterations", given.get("iteration"))
         if "cores_per_instance" in given.get("configs", {}):
             options.setdefault("threads", given["configs"]["cores_per_instance"])
         path = ("evaluation", "performance")
@@ -381,6 +569,12 @@ class _Reader:
 
 def _joint(line: str) -> str:
     return "." if re.match(r"[A-Za-z_][\w.\[\]]*: ", line) else ": "
+
+
+def _metric_name(name: object) -> str:
+    """Return our name of a metric, where INC's differs in capitals only."""
+    word = str(name)
+    return word.lower() if word not in METRICS and word.lower() in METRICS else word
 
 
 def _opened(loader: Loader | None) -> Any:

@@ -8,6 +8,7 @@ never compared with one from here.
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -21,6 +22,9 @@ import numpy as np
 from neural_tune.errors import AdapterError
 
 _LEAST_ROUNDS = 10
+# From so many rounds on, the interval of the ratio may end a comparison: when its half width is below this share of it.
+_SETTLED_ROUNDS = 30
+_SETTLED = 0.01
 _RESAMPLES = 1000
 
 
@@ -61,6 +65,7 @@ def compare_speed(
 ) -> SpeedComparison:
     """Measure both callables alternately and return the comparison.
 
+    It ends before `repeats` rounds or `seconds` where the ratio is known well enough: to 1 %, and on which side of 1 it lies.
     The order inside a round alternates, so that neither side always runs on the other's warm caches.
     """
     for _ in range(max(1, warmup)):
@@ -69,6 +74,8 @@ def compare_speed(
     rows: list[tuple[float, float]] = []
     end = time.perf_counter() + seconds
     while len(rows) < repeats and (len(rows) < _LEAST_ROUNDS or time.perf_counter() < end):
+        if len(rows) >= _SETTLED_ROUNDS and len(rows) % _LEAST_ROUNDS == 0 and _is_settled(rows):
+            break
         if len(rows) % 2:
             candidate, reference = _timed(run_candidate), _timed(run_float)
         else:
@@ -116,6 +123,15 @@ def peak_memory(framework: str, artifact: Path, inputs: Path, threads: int) -> i
             f"measuring peak memory of {artifact.name} failed (exit {done.returncode}): {done.stderr[-500:]}"
         )
     return int(json.loads(done.stdout.splitlines()[-1])["peak_bytes"])
+
+
+def _is_settled(rows: list[tuple[float, float]]) -> bool:
+    """Return whether the 95 % interval of the median ratio (by order statistics) is narrow and does not hold 1, unless it is 1 all the same."""
+    ratios = sorted(reference / candidate for reference, candidate in rows)
+    reach = 0.98 * math.sqrt(len(ratios))
+    low, high = ratios[math.floor(len(ratios) / 2 - reach)], ratios[math.ceil(len(ratios) / 2 + reach) - 1]
+    width = (high - low) / 2
+    return width <= _SETTLED * ratios[len(ratios) // 2] and (not low <= 1.0 <= high or width <= _SETTLED / 2)
 
 
 def _timed(run: Callable[[], object]) -> float:

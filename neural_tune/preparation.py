@@ -6,25 +6,27 @@ must be the same; only the budget (max_trials, timeout, max_passes) may change.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from neural_tune import events, insights, journal, plugins
 from neural_tune.config import ObjectiveFunction, TuneConfig
-from neural_tune.errors import AdapterError, ConfigError, DataError
+from neural_tune.errors import AdapterError, ConfigError, DataError, PluginError
 from neural_tune.evaluation import (
     CalibrationStream,
     Evaluation,
     Evaluator,
     FunctionEvaluator,
     MetricEvaluator,
+    as_loader,
     batch_length,
     check_baseline,
     check_outputs,
@@ -33,13 +35,14 @@ from neural_tune.evaluation import (
     to_numpy,
 )
 from neural_tune.journal import Journal
-from neural_tune.protocols import AdapterOptions, AnyAdapter, Inputs, Reporter, Strategy
+from neural_tune.protocols import AdapterOptions, AnyAdapter, CapturesByExample, Inputs, Reporter, Strategy
 from neural_tune.qat import TrainFunction
 from neural_tune.run_directory import RunDirectory
 from neural_tune.space import TuningSpace
 from neural_tune.trials import Workbench
 from neural_tune.values import (
     FLOAT_CANDIDATE,
+    PROBES,
     AccuracyCriterion,
     Baseline,
     FrozenMap,
@@ -53,7 +56,7 @@ from neural_tune.values import (
 )
 
 # Samples for the probes. More rank hardly better (docs/strategies.md has the figures) and cost N forward passes each.
-PROBE_SAMPLES = 64
+PROBE_SAMPLES = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,7 @@ class Task:
         resume: Directory of the run to go on with; None starts a new one.
         objective_functions: The user's objectives by name.
         train_func: Trains a candidate in place; given exactly if the approach is "qat".
+        strategy: A strategy that takes the place of the configuration's; None takes the one that is named there.
     """
 
     model: object
@@ -85,6 +89,12 @@ class Task:
     resume: str | os.PathLike[str] | None = None
     objective_functions: Mapping[str, ObjectiveFunction] = field(default_factory=dict)
     train_func: TrainFunction | None = None
+    strategy: Strategy | None = None
+
+
+Probes: TypeAlias = Callable[
+    [frozenset[str], Insight], Insight
+]  # the probes wanted, what is known -> what is known then
 
 
 @dataclass(slots=True, kw_only=True)
@@ -99,6 +109,7 @@ class Run:
         journal: Remembers.
         directory: Where everything is written.
         history: What is known so far.
+        probes: Runs probes, and returns what was known with what they found.
         notices: Things the user should know.
         problem: Why the search must not start; empty when all is well.
     """
@@ -110,6 +121,7 @@ class Run:
     journal: Journal
     directory: RunDirectory
     history: History
+    probes: Probes
     notices: tuple[str, ...] = ()
     problem: str = ""
 
@@ -142,8 +154,11 @@ def prepare(task: Task) -> Run:
     config = task.config
     _check_training(task)
     adapter = plugins.adapter_for(task.model, task.framework)
-    strategy = plugins.strategy(config.strategy, config.seed, **config.strategy_options)
-    model = adapter.load(task.model, adapter_options(config))
+    strategy = task.strategy or plugins.strategy(config.strategy, config.seed, **config.strategy_options)
+    insights.check_ability(adapter, strategy.name, _wants(strategy, config))
+    task, example = _with_example(task) if isinstance(adapter, CapturesByExample) else (task, None)
+    asked = replace(adapter_options(config), example=example, has_data=task.calibration is not None)
+    model = adapter.load(task.model, asked)
     space = TuningSpace.of(adapter.query(model), config.rules, config.recipes)
     if isinstance(task.evaluator, MetricEvaluator):
         task.evaluator.input_names = space.capability.inputs
@@ -224,13 +239,11 @@ def _ready(
         train_func=task.train_func,
     )
     baseline, problems = _baseline(task, bench, log, directory, records)
-    wants = _wants(strategy)
     can_probe = (
         statistics is not None or task.config.approach != "qat"
     )  # without ranges nothing can be built before it is trained
-    insight = (
-        None if problems or not wants or not can_probe else _insight(task, bench, space, wants, log, records, kept)
-    )
+    probes = _probes(task, bench, space, kept)
+    insight = None if problems or not can_probe else _insight(_wants(strategy, task.config), probes, log, records)
     return Run(
         task=task,
         bench=bench,
@@ -245,6 +258,7 @@ def _ready(
             results=_results(records),
             insight=insight,
         ),
+        probes=probes,
         notices=(*notices, *more),
         problem="; ".join(problems),
     )
@@ -293,34 +307,53 @@ def _tee(stream: CalibrationStream, kept: list[Inputs]) -> Iterator[Inputs]:
         yield batch
 
 
-def _wants(strategy: Strategy) -> frozenset[str]:
-    return frozenset(getattr(strategy, "wants", frozenset()))
+def learn(run: Run, wanted: frozenset[str]) -> None:
+    """Run the probes that a strategy asks for during the search; their findings join the journal and the history.
+
+    Raises:
+        PluginError: it asks for probes that do not exist, or that it has the answer to.
+    """
+    known = run.history.insight or Insight()
+    if not wanted or not wanted <= set(PROBES) or wanted & known.answered:
+        raise PluginError(
+            f"strategy {run.strategy.name!r} asked for the probes {sorted(wanted)}, expected some of {sorted(set(PROBES) - known.answered)}"
+        )
+    run.history = replace(run.history, insight=_learned(wanted, known, run.probes, run.journal))
 
 
-def _insight(
-    task: Task,
-    bench: Workbench,
-    space: TuningSpace,
-    wants: frozenset[str],
-    log: Journal,
-    records: list[dict[str, Any]],
-    kept: list[Inputs],
-) -> Insight:
+def _wants(strategy: Strategy, config: TuneConfig) -> frozenset[str]:
+    """Return the probes that a strategy wants before the search; times only where time is an objective."""
+    timed = {"latency", "throughput"} & set(config.objectives.names)
+    return frozenset(getattr(strategy, "wants", frozenset())) - (frozenset() if timed else {"latency"})
+
+
+def _probes(task: Task, bench: Workbench, space: TuningSpace, kept: list[Inputs]) -> Probes:
+    def run(wanted: frozenset[str], known: Insight) -> Insight:
+        if not insights.has_work(bench.adapter, space, wanted):
+            return replace(known, probes=(*known.probes, *sorted(wanted)))
+        if not kept and task.calibration is not None:
+            # Resumed since the calibration: the first samples are looked at once more.
+            kept.extend(_tee(CalibrationStream(task.calibration, PROBE_SAMPLES, space.capability.inputs), []))
+        task.reporter.on_event(events.StageStarted(stage="probes"))
+
+        def progress(done: int, total: int) -> None:
+            task.reporter.on_event(events.SamplesDone(stage="probes", trial=0, done=done, total=total))
+
+        return insights.gather(bench, space, wanted, kept or [bench.sample], progress, known)
+
+    return run
+
+
+def _insight(wants: frozenset[str], probes: Probes, log: Journal, records: list[dict[str, Any]]) -> Insight:
     """Return what the probes say; from the journal when an earlier run of this directory asked them."""
     stored = [record for record in records if record["kind"] == "insight"]
-    if stored:
-        return from_jsonable(Insight, stored[-1]["insight"])
-    if not kept and task.calibration is not None:
-        # Resumed between calibration and probes: the first samples are looked at once more.
-        kept = list(_tee(CalibrationStream(task.calibration, PROBE_SAMPLES, space.capability.inputs), []))
-    task.reporter.on_event(events.StageStarted(stage="probes"))
-    insight = insights.gather(
-        bench,
-        space,
-        wants,
-        kept or [bench.sample],
-        lambda done, total: task.reporter.on_event(events.SamplesDone(stage="probes", trial=0, done=done, total=total)),
-    )
+    known = from_jsonable(Insight, stored[-1]["insight"]) if stored else Insight()
+    missing = wants - known.answered
+    return _learned(missing, known, probes, log) if missing else known
+
+
+def _learned(wanted: frozenset[str], known: Insight, probes: Probes, log: Journal) -> Insight:
+    insight = probes(wanted, known)
     log.append("insight", insight=to_jsonable(insight))
     return insight
 
@@ -428,6 +461,20 @@ def _first_batch(task: Task, names: tuple[str, ...]) -> str:
     if task.calibration is None or isinstance(task.calibration, Iterator):
         return ""
     return CalibrationStream(task.calibration, 1, names).peek()
+
+
+def _with_example(task: Task) -> tuple[Task, Any]:
+    """Return the first batch of the calibration (or evaluation) data, and a task in which that data is whole; None without data."""
+    loader = task.calibration if task.calibration is not None else task.evaluation_loader
+    if loader is None:
+        return task, None
+    batches = iter(as_loader(loader, once=True))
+    first = next(batches, None)
+    if (
+        isinstance(loader, Iterator) and first is not None
+    ):  # calibration data may be a generator: what was taken is put back
+        task = replace(task, calibration=itertools.chain((first,), batches))
+    return task, first
 
 
 def _first_inputs(loader: Iterable[Any], names: tuple[str, ...]) -> Inputs:

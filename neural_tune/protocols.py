@@ -8,7 +8,7 @@ behind; `BuiltT`, a model that runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
@@ -180,6 +180,37 @@ class CapturesByExample(Protocol):
     needs_example: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputSpec:
+    """One input of a model.
+
+    Attributes:
+        name: Its name, as in `Capability.inputs`.
+        dtype: Name of a numpy dtype.
+        shape: Lengths with the batch axis first; None where a length is free.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+@runtime_checkable
+class DescribesInputs(Protocol):
+    """An adapter that knows names, types and shapes of a model's inputs before it sees data. `init` and `bench` make inputs from them."""
+
+    def describe_inputs(self, model: Any) -> tuple[InputSpec, ...]:
+        """Return the inputs of a loaded model, in order."""
+
+
+@runtime_checkable
+class CountsKernels(Protocol):
+    """An adapter whose runtime compiles a model when it first runs, so that only then it is known what became of the int8 ops."""
+
+    def kernel_counts(self, artifact: Path, threads: int | None) -> Mapping[str, float]:
+        """Return named counts for an artifact that has run in this process; they join `BuildReport.counts`."""
+
+
 @runtime_checkable
 class GuardsArtifact(Protocol):
     """An adapter that can look for disagreement inside the runtime before a model is accepted for good."""
@@ -240,6 +271,14 @@ class ObservedTensor:
     start: float
     width: float
     counts: tuple[int, ...]
+
+
+@runtime_checkable
+class TabulatesFormats(Protocol):
+    """An adapter that can say, per op type of a model, what each of its formats makes of it."""
+
+    def matrix(self, model: Any) -> tuple[tuple[str, ...], ...]:
+        """Return a table for a person, the header first: which kernel each op type gets in each format, or why it stays float."""
 
 
 @runtime_checkable

@@ -121,7 +121,7 @@ class TuneResult:
 
         Raises:
             CriterionNotMetError: the result is not accepted and `best_effort` was not set, or there is no model at all.
-            ConfigError: `directory` is a file.
+            ConfigError: `directory` is a file, or holds an accepted model that a best effort would replace.
         """
         if self.artifact is None:
             raise CriterionNotMetError(f"there is no model to save: {self.reason}")
@@ -132,6 +132,10 @@ class TuneResult:
         target = Path(directory)
         if target.exists() and not target.is_dir():
             raise ConfigError(f"save: found a file at {target}, expected a folder or nothing")
+        if not self.accepted and _status_in(target) == Status.ACCEPTED:
+            raise ConfigError(
+                f"save: {target} holds an accepted model, which a best effort must not replace: choose another folder, or remove it first"
+            )
         target.mkdir(parents=True, exist_ok=True)
         shutil.copytree(self.artifact.parent, target, dirs_exist_ok=True)
         for name in ("recipe.yaml", "result.json"):
@@ -168,3 +172,12 @@ class TuneResult:
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(self.to_jsonable(), indent=1, sort_keys=True, allow_nan=False) + "\n")
         partial.replace(path)
+
+
+def _status_in(folder: Path) -> str:
+    """Return the status of what was saved in `folder` before; empty when there is nothing readable."""
+    try:
+        stored = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        return str(stored.get("status", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""

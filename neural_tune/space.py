@@ -42,6 +42,7 @@ class SpecRestriction:
     symmetric: tuple[bool, ...] = ()
     granularity: tuple[Granularity, ...] = ()
     observer: tuple[Observer, ...] = ()
+    group_size: tuple[int, ...] = ()
 
     def admits(self, spec: QuantSpec | None) -> bool:
         """Return whether `spec` holds only allowed values; a tensor that is not quantized passes."""

@@ -41,6 +41,9 @@ from neural_tune.values import (
     to_jsonable,
 )
 
+# Shares of `performance.seconds`. The float model's time gives ratios a unit; those of trials rank what was accepted, and count as equal within 5 %. The
+# figure that a result reports is measured at full length when the search is over.
+_BASELINE_SHARE, _TRIAL_SHARE = 0.125, 0.25
 VALUES_FILE = "values.npz"
 REPORT_FILE = "report.json"
 # What a trial's folder holds besides the artifact.
@@ -102,8 +105,8 @@ class Workbench:
         (folder / REPORT_FILE).write_text(json.dumps(to_jsonable(self.adapter.report(built))) + "\n")
         return self.adapter.save(built, folder)
 
-    def compare_speed(self, artifact: Path) -> SpeedComparison:
-        """Measure float against `artifact`, interleaved, with the threads of the configuration."""
+    def compare_speed(self, artifact: Path, share: float = 1.0) -> SpeedComparison:
+        """Measure float against `artifact`, interleaved, with the threads of the configuration, for a `share` of the time that it says."""
         how, adapter = self.config.performance, self.adapter
         reference = adapter.build(self.model, FLOAT_CANDIDATE, None, how.threads)
         candidate = adapter.restore(artifact, how.threads)
@@ -113,8 +116,8 @@ class Workbench:
             batch_size=self.batch_size,
             threads=how.threads,
             warmup=how.warmup,
-            repeats=how.repeats,
-            seconds=how.seconds,
+            repeats=math.ceil(how.repeats * share),
+            seconds=how.seconds * share,
         )
 
     def measure_float(self) -> FrozenMap[float]:
@@ -130,8 +133,8 @@ class Workbench:
                 batch_size=self.batch_size,
                 threads=how.threads,
                 warmup=how.warmup,
-                repeats=how.repeats,
-                seconds=how.seconds / 2,
+                repeats=math.ceil(how.repeats * _BASELINE_SHARE),
+                seconds=how.seconds * _BASELINE_SHARE,
             )
             values |= {"latency": speed.float_ms, "throughput": self.batch_size / speed.float_ms * 1e3}
         values["size"] = float(adapter.size(reference))
@@ -151,7 +154,7 @@ class Workbench:
         wanted = self.config.objectives.names
         values: dict[str, float] = {"size": float(artifact_size(artifact.parent))}
         if {"latency", "throughput"} & set(wanted):
-            ratio = self.compare_speed(artifact).ratio
+            ratio = self.compare_speed(artifact, _TRIAL_SHARE).ratio
             values |= {
                 "latency": baseline.get("latency", 0.0) / ratio,
                 "throughput": baseline.get("throughput", 0.0) * ratio,

@@ -41,7 +41,10 @@ class Document:
         """Return "job.yaml:12" for the line of `path`, or of the nearest thing around it."""
         origin = next((self.origins[around] for around in _outwards(path) if around in self.origins), "")
         line = self.line(path)
-        return origin or (f"{self.name}:{line}" if line else self.name)
+        place = f"{self.name}:{line}" if line else self.name
+        # What was set inside a section may be what contradicts the rest of it.
+        inside = [text for at, text in self.origins.items() if len(at) > len(path) and at[: len(path)] == path and path]
+        return origin or " with ".join((place, *inside))
 
     def with_value(self, path: Path, value: Any, origin: str) -> Document:
         """Return the document with `value` at `path`, whatever was there.
@@ -90,13 +93,23 @@ def parse(text: str, name: str) -> Document:
     return Document(data=data, name=name, lines=lines)
 
 
-def scalar(text: str) -> Any:
+def scalar(text: str, origin: str = "") -> Any:
     """Return the value of one YAML expression, such as "20", "1e-3", "{name: random}" or "basic".
 
     Raises:
-        ConfigError: the text is no YAML.
+        ConfigError: the text is no YAML; the message begins with `origin`.
     """
-    return parse(text, repr(text)).data
+    try:
+        return parse(text, "").data
+    except ConfigError as error:
+        raise ConfigError(
+            "\n".join(f"{origin or repr(text)}{_after_line(line)}" for line in str(error).splitlines())
+        ) from error
+
+
+def _after_line(message: str) -> str:
+    """Return a message of one expression without its line, which is 1."""
+    return re.sub(r"^(:\d+)?:? ?", ": ", message)
 
 
 def flow(value: Any) -> str:

@@ -14,22 +14,38 @@ import onnx
 import onnxruntime
 
 from neural_tune.errors import AdapterError, CapabilityError
-from neural_tune.protocols import AdapterOptions, BuildReport, Inputs, Outputs
+from neural_tune.protocols import AdapterOptions, BuildReport, Inputs, InputSpec, ObservedTensor, Outputs
 from neural_tune.values import Candidate, Capability, LatencyProfile
 from neural_tune_onnxruntime import build as building
 from neural_tune_onnxruntime import calibrate as calibration
-from neural_tune_onnxruntime import capability, guard, model, plugin, profile, save, session, spool, statistics
+from neural_tune_onnxruntime import (
+    capability,
+    guard,
+    matrix,
+    model,
+    plugin,
+    profile,
+    ranges,
+    save,
+    session,
+    spool,
+    statistics,
+)
 from neural_tune_onnxruntime.build import Built
 from neural_tune_onnxruntime.inputs import Feed, InputInfo, check_numbers, to_feed
 from neural_tune_onnxruntime.model import OnnxModel
-from neural_tune_onnxruntime.processor import Processor
 from neural_tune_onnxruntime.session import Session
+from neural_tune_onnxruntime.settings import CPU, Settings
 from neural_tune_onnxruntime.statistics import Statistics
 from neural_tune_onnxruntime.toggles import ToggleModel
 
+APPROACHES = ("static", "dynamic", "weight_only", "auto")
+# Of MatMulNBits: what the kernel computes with.
+ACCURACY_LEVELS = (0, 4)
+
 
 class OnnxRuntimeAdapter:
-    """Implements `neural_tune.protocols.Adapter`, `GuardsArtifact`, `ProbesSensitivity` and `ProfilesLatency` for ONNX models."""
+    """Implements `neural_tune.protocols.Adapter`, `GuardsArtifact`, `ProbesSensitivity`, `ProfilesLatency` and `ShowsRanges` for ONNX models."""
 
     name = "onnxruntime"
 
@@ -45,14 +61,29 @@ class OnnxRuntimeAdapter:
             AdapterError: the model cannot be read, or the runtime refuses it.
         """
         _check_options(options)
-        processor = Processor.detect()
-        if options.reduce_range is not None:
-            processor = replace(processor, saturates=options.reduce_range)
-        loaded = model.load(_readable(source), options.outputs, processor)
+        asked = Settings.of(options)
+        loaded = model.load(_readable(source), options.outputs, asked.processor)
+        notes = (*loaded.notes, *asked.notes)
+        loaded = replace(
+            loaded,
+            quant_format=asked.quant_format,
+            provider=asked.provider,
+            notes=notes,
+            approach=options.approach,
+            has_data=options.has_data is not False,
+            accuracy_level=int(options.extra.get("accuracy_level", 4)),
+        )
+        if asked.provider != CPU and options.approach != "static":
+            message = f"approach {options.approach!r} is for the CPU provider, found {asked.provider!r}: use 'static'"
+            raise CapabilityError(message)
         if options.inputs and set(options.inputs) != set(loaded.input_names):
             message = f"inputs: found {list(options.inputs)}, but the model needs exactly {list(loaded.input_names)}"
             raise CapabilityError(message)
         return loaded
+
+    def describe_inputs(self, model: OnnxModel) -> tuple[InputSpec, ...]:
+        """Return names, types and shapes of the inputs, in order."""
+        return tuple(info.spec for info in _inputs_of(model))
 
     def fingerprint(self, model: OnnxModel) -> str:
         """Return a hash of graph and weights."""
@@ -121,6 +152,14 @@ class OnnxRuntimeAdapter:
         """Return what a person must see: outputs that depend on the optimization level, kernels that were not fused."""
         return guard.examine(artifact, inputs)
 
+    def matrix(self, model: OnnxModel) -> tuple[tuple[str, ...], ...]:
+        """Return which kernel each op type of `model` gets in each format, or why it stays float; the header first."""
+        return matrix.tabulate(model)
+
+    def ranges(self, model: OnnxModel, candidate: Candidate, statistics: Statistics) -> tuple[ObservedTensor, ...]:
+        """Return what calibration saw of the tensors that `candidate` quantizes."""
+        return ranges.observed(model, candidate, statistics)
+
     def toggles(
         self, model: OnnxModel, candidate: Candidate, statistics: Statistics | None, threads: int | None
     ) -> ToggleModel:
@@ -135,16 +174,14 @@ class OnnxRuntimeAdapter:
 
 
 def _check_options(options: AdapterOptions) -> None:
-    if options.approach not in ("static", "auto"):
-        message = f"approach {options.approach!r}: the ONNX Runtime adapter offers 'static' (dynamic and weight_only come later)"
+    if options.approach not in APPROACHES:
+        message = f"approach {options.approach!r}: the ONNX Runtime adapter offers {', '.join(APPROACHES)} (it does not train)"
         raise CapabilityError(message)
-    if options.quant_format.lower() not in ("default", "qdq"):
-        message = (
-            f"quant_format {options.quant_format!r}: expected 'default' or 'QDQ', which is what this adapter writes"
-        )
+    if options.quant_format.lower() == "qinteger" and options.approach not in ("dynamic", "weight_only"):
+        message = f"quant_format 'QInteger' is the dynamic format, found approach {options.approach!r}: use approach 'dynamic', or 'QDQ'"
         raise CapabilityError(message)
-    if options.backend != "default":
-        message = f"backend {options.backend!r}: expected 'default', the CPU provider"
+    if options.extra.get("accuracy_level", 4) not in ACCURACY_LEVELS:
+        message = f"accuracy_level {options.extra['accuracy_level']!r}: expected 4 (int8 activations inside the kernel) or 0 (float)"
         raise CapabilityError(message)
     if options.device != "cpu":
         message = f"device {options.device!r}: the ONNX Runtime adapter quantizes for 'cpu'"

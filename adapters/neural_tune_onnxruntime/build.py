@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
+import onnxruntime
 
 from neural_tune.errors import AdapterError
 from neural_tune.numerics import qparams
@@ -15,9 +16,10 @@ from neural_tune_onnxruntime import session
 from neural_tune_onnxruntime.inputs import InputInfo
 from neural_tune_onnxruntime.model import OnnxModel
 from neural_tune_onnxruntime.recipes import bias_correction, variants
-from neural_tune_onnxruntime.rewrite import outcomes, qdq, regions
+from neural_tune_onnxruntime.rewrite import outcomes, qdq, qoperator, regions
 from neural_tune_onnxruntime.save import saved_size
 from neural_tune_onnxruntime.session import Session
+from neural_tune_onnxruntime.settings import CPU, PROVIDER_KEY, QOPERATOR
 from neural_tune_onnxruntime.statistics import Statistics
 
 
@@ -53,13 +55,7 @@ def build(model: OnnxModel, candidate: Candidate, statistics: Statistics | None,
         AdapterError: there are no statistics for a tensor it needs, or the runtime refuses the graph.
         CapabilityError: the candidate asks for what the model or the runtime does not have.
     """
-    if candidate.recipes and candidate.ops:
-        variant = variants.prepare(model, candidate.recipes, statistics)
-        model, statistics = variant.model, variant.statistics
-    planned = regions.plan(model, candidate, ranges_of(statistics))
-    if bias_correction.NAME in candidate.recipes and planned.configs and statistics is not None:
-        model = bias_correction.corrected(model, planned.configs, statistics)
-    proto = qdq.write(model, planned) if planned.configs else model.proto
+    model, planned, proto = written(model, candidate, statistics)
     started = start(proto, model, threads)
     return Built(
         session=started,
@@ -72,9 +68,40 @@ def build(model: OnnxModel, candidate: Candidate, statistics: Statistics | None,
     )
 
 
+def written(
+    model: OnnxModel, candidate: Candidate, statistics: Statistics | None
+) -> tuple[OnnxModel, regions.Regions, onnx.ModelProto]:
+    """Return the graph of `candidate` without a session, the model whose weight store it reads, and the plan behind it."""
+    if candidate.recipes and candidate.ops:
+        variant = variants.prepare(model, candidate.recipes, statistics)
+        model, statistics = variant.model, variant.statistics
+    model = looking_at(model, statistics)
+    planned = regions.plan(model, candidate, ranges_of(statistics))
+    if bias_correction.NAME in candidate.recipes and planned.configs and statistics is not None:
+        model = bias_correction.corrected(model, planned.configs, statistics)
+    proto = write(model, planned) if planned.configs else model.proto
+    return model, planned, proto
+
+
+def looking_at(model: OnnxModel, statistics: Statistics | None) -> OnnxModel:
+    """Return `model` with the calibration inputs that clipping and GPTQ look at."""
+    return model if statistics is None else replace(model, spool=statistics.inputs)
+
+
+def write(model: OnnxModel, planned: regions.Regions) -> onnx.ModelProto:
+    """Return the graph of `planned` in the format that the user asked for."""
+    proto = qdq.write(model, planned)
+    if model.quant_format == QOPERATOR:
+        proto = qoperator.from_qdq(proto)
+    if model.provider != CPU:
+        proto.metadata_props.add(key=PROVIDER_KEY, value=model.provider)
+    return proto
+
+
 def start(proto: onnx.ModelProto, model: OnnxModel, threads: int | None) -> Session:
     """Return a session of a graph over the weight store of `model`."""
-    return session.start(proto.SerializeToString(), session.options(threads, folder=model.store.folder))
+    chosen = session.options(threads, folder=model.store.folder)
+    return session.start(proto.SerializeToString(), chosen, model.provider)
 
 
 def restore(artifact: Path, threads: int | None) -> Built:
@@ -87,6 +114,9 @@ def restore(artifact: Path, threads: int | None) -> Built:
         message = f"found no file {str(artifact)!r}, expected an .onnx model that `save` wrote"
         raise AdapterError(message)
     started = session.start(artifact, session.options(threads))
+    provider = started.get_modelmeta().custom_metadata_map.get(PROVIDER_KEY, CPU)
+    if provider != CPU and provider in onnxruntime.get_available_providers():
+        started = session.start(artifact, session.options(threads), provider)
     beside = artifact.with_name(f"{artifact.name}.data")
     return Built(
         session=started,

@@ -9,7 +9,6 @@ import onnxruntime
 
 from neural_tune.errors import CapabilityError
 from neural_tune.values import (
-    FLOAT,
     Capability,
     DType,
     Granularity,
@@ -20,8 +19,11 @@ from neural_tune.values import (
     QuantSpec,
     Role,
 )
+from neural_tune_onnxruntime import offers
+from neural_tune_onnxruntime.graph import Op
 from neural_tune_onnxruntime.kernels import Kernel
 from neural_tune_onnxruntime.model import OnnxModel
+from neural_tune_onnxruntime.offers import Offer
 from neural_tune_onnxruntime.processor import Processor
 from neural_tune_onnxruntime.recipes import variants
 
@@ -29,6 +31,7 @@ from neural_tune_onnxruntime.recipes import variants
 OBSERVERS = (Observer.MINMAX, Observer.PERCENTILE, Observer.KL, Observer.MSE)
 UNREACHED = "joins int8 neighbours only, and none is within reach"
 _EIGHT_BITS = (DType.UINT8, DType.INT8)
+_ACTIVATIONS = (*_EIGHT_BITS, DType.UINT16, DType.INT16)
 
 
 def query(model: OnnxModel) -> Capability:
@@ -39,18 +42,16 @@ def query(model: OnnxModel) -> Capability:
         OpCapability(
             name=op.name,
             type=op.type,
-            role=kernel.role,
-            choices=(*preferred(kernel, model.processor), FLOAT)
-            if kernel.in_search and op.name in searched
-            else (FLOAT,),
-            extra=_extra(kernel, model.processor) if op.name in joining else (),
-            why=kernel.why if op.name in joining or not kernel.is_quantizable else UNREACHED,
+            role=offer.role,
+            choices=offer.choices,
+            extra=offer.extra,
+            why=offer.why,
             inputs=graph.activations(op),
             outputs=tuple(name for name in op.outputs if name),
             parameters=sum(graph.constants[name].size for name in dict.fromkeys(op.inputs) if name in graph.constants),
         )
         for op in graph.ops
-        for kernel in (model.kernels[op.name],)
+        for offer in (_offer(op, model, joining, searched),)
     )
     return Capability(
         framework="onnxruntime",
@@ -58,9 +59,17 @@ def query(model: OnnxModel) -> Capability:
         instruction_set=model.processor.name,
         ops=ops,
         inputs=model.input_names,
-        recipes=variants.offered(model),
+        recipes=variants.offered(model) if offers.takes_recipes(model) else (),
         notes=model.notes,
     )
+
+
+def _offer(op: Op, model: OnnxModel, joining: frozenset[str], searched: frozenset[str]) -> Offer:
+    kernel = model.kernels[op.name]
+    static = preferred(kernel, model.processor) if kernel.in_search and op.name in searched else ()
+    extra = _extra(kernel, model.processor) if op.name in joining else ()
+    is_known = op.name in joining or not kernel.is_quantizable or not kernel.in_search
+    return offers.offer(op, model, static, extra, kernel.why if is_known else UNREACHED)
 
 
 def _reachable(model: OnnxModel, *, search: bool) -> frozenset[str]:
@@ -71,11 +80,14 @@ def _reachable(model: OnnxModel, *, search: bool) -> frozenset[str]:
         search: Whether only the ops count that a search may quantize.
     """
     found: set[str] = set()
+    # Under `auto` a companion is searched only beside ops whose first choice is static.
+    dynamic_first = search and model.approach == "auto" and offers.prefers_dynamic(model)
     anchored = {
         op.name
         for op in model.graph.ops
         if model.kernels[op.name].role is Role.ANCHOR and (model.kernels[op.name].in_search or not search)
     }
+    beside = {op.name for op in model.graph.ops if not (dynamic_first and op.type in ("MatMul", "Gemm"))}
     direct = {op.inputs[p] for op in model.graph.ops if op.name in anchored for p in model.kernels[op.name].data}
     codes: set[str] = set()
     for op in model.graph.ops:
@@ -85,10 +97,11 @@ def _reachable(model: OnnxModel, *, search: bool) -> frozenset[str]:
             joins = any(name in codes for name in data) and all(name in codes or name in direct for name in data)
         else:
             joins = op.name in anchored
+        hands_on = joins and op.name in beside
         if joins:
             found.add(op.name)
-        if joins or (kernel.role is Role.PASS_THROUGH and data[0] in codes):
-            codes.add(op.outputs[0])
+        if hands_on or (kernel.role is Role.PASS_THROUGH and data[0] in codes):
+            codes.update(op.outputs)
     return frozenset(found)
 
 
@@ -121,9 +134,12 @@ def refusal(kernel: Kernel, config: OpConfig) -> str:
         return f"mode {config.mode.value}: expected static"
     if activation is None or (weight is None) != (kernel.weight is None):
         return "a static op needs an activation spec, and a weight spec exactly if it has a constant operand"
-    specs = [spec for spec in (activation, weight, config.output) if spec is not None]
-    if any(spec.dtype not in _EIGHT_BITS for spec in specs):
-        return "only uint8 and int8 have integer kernels (16 bits are not fused)"
+    if any(spec.dtype not in _ACTIVATIONS for spec in (activation, config.output) if spec is not None):
+        return "activations are uint8 or int8 (or 16 bits, which the CPU computes in float)"
+    if any(spec.observer is Observer.GPTQ for spec in (activation, weight, config.output) if spec is not None):
+        return "GPTQ is for weights in blocks"
+    if weight is not None and weight.dtype not in _EIGHT_BITS:
+        return "static weights are uint8 or int8"
     if any(spec.granularity is not Granularity.PER_TENSOR for spec in (activation, config.output) if spec is not None):
         return "activations are quantized per_tensor"
     return "" if weight is None else _weight_refusal(kernel, activation, weight)

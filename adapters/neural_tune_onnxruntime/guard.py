@@ -26,7 +26,12 @@ from neural_tune_onnxruntime.inputs import Feed, InputInfo, to_feed
 # are so bad that int8 itself moves its outputs by 0.44; the known fusion bugs give 0.5 to 0.8.
 TOLERANCE = 0.15
 _FLOAT_KERNELS = frozenset(("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"))
-_INTEGER_KERNELS = frozenset(("QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger", "NhwcMaxPool"))
+_INTEGER_KERNELS = frozenset(
+    (
+        *("QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger", "NhwcMaxPool"),
+        *("DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits"),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from neural_tune.errors import DataError
-from neural_tune.protocols import Inputs
+from neural_tune.protocols import Inputs, InputSpec
 
 Feed: TypeAlias = dict[str, NDArray[Any]]
 _TYPES = {
@@ -57,6 +57,16 @@ class InputInfo:
         kind = value.type.tensor_type
         shape = (item.dim_value if item.HasField("dim_value") else item.dim_param or None for item in kind.shape.dim)
         return cls(value.name, _NAMES.get(kind.elem_type, ""), tuple(shape))
+
+    @property
+    def spec(self) -> InputSpec:
+        """The same in the core's words."""
+        dtype = np.dtype(_TYPES.get(self.type, np.float32)).name
+        return InputSpec(
+            name=self.name,
+            dtype=dtype,
+            shape=tuple(length if isinstance(length, int) and length > 0 else None for length in self.shape),
+        )
 
 
 def to_feed(inputs: Inputs, wanted: Sequence[InputInfo]) -> Feed:

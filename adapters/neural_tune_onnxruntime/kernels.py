@@ -29,6 +29,7 @@ class Kernel:
         on_codes: True when the runtime does not fuse the op, so that the graph must hand it the codes themselves.
         needs_reader: True when the op is int8 only if something int8 reads it.
         in_search: False where int8 loses by itself: offered only to a user who asks for it.
+        bounds: Range of the output where it is known beforehand; None where calibration finds it.
         why: Reason for what is missing.
     """
 
@@ -42,6 +43,7 @@ class Kernel:
     on_codes: bool = False
     needs_reader: bool = False
     in_search: bool = True
+    bounds: tuple[float, float] | None = None
     why: str = ""
 
     @property
@@ -94,6 +96,8 @@ def _conv(op: Op, graph: Graph) -> Kernel:
     if bias and not _is_float_weight(bias, graph):
         return _never("the bias is no float32 constant")
     shape, group = graph.constants[weight].shape, op.attribute("group", 1)
+    if len(shape) < 3 or 0 in shape:
+        return _never(f"a weight of shape {list(shape)} is no kernel of a convolution")
     kernel = Kernel(role=Role.ANCHOR, data=(0,), weight=1, bias=2 if bias else None, axis=0, emits=True)
     if group == 1:
         return kernel  # 3x3 x3.99, 1x1 x3.73, 1-D x4.28; isolated 3.9, 3.1, 4.2
@@ -115,6 +119,8 @@ def _gemm(op: Op, graph: Graph) -> Kernel:
             return _never(
                 f"{name}={op.attribute(name, 1.0):g} on an operand that is no constant: the int8 kernel ignores {name}"
             )
+    if len(graph.constants[weight].shape) != 2 or 0 in graph.constants[weight].shape:
+        return _never(f"B of shape {list(graph.constants[weight].shape)} is no matrix")
     axis = 0 if op.attribute("transB", 0) else 1
     features = graph.constants[weight].shape[axis]
     if bias:
@@ -140,6 +146,8 @@ def _matmul(op: Op, graph: Graph) -> Kernel:
     if not _is_float_weight(right, graph):
         return _never("the right operand is no float32 constant")
     rank = len(graph.constants[right].shape)
+    if 0 in graph.constants[right].shape:
+        return _never("the right operand is empty")
     if rank < 2 or graph.ranks.get(left, 2) < 2:
         return _never("a product with a vector: memory-bound, no packed int8 kernel")
     if rank > 2:  # builds, and is then refused at run time
@@ -150,26 +158,32 @@ def _matmul(op: Op, graph: Graph) -> Kernel:
 
 
 def _joining(
-    *, search: bool = True, reader: bool = False, shares: bool = False, why: str = ""
+    *,
+    search: bool = True,
+    reader: bool = False,
+    shares: bool = False,
+    first: int = 0,
+    bounds: tuple[float, float] | None = None,
+    why: str = "",
 ) -> Callable[[Op, Graph], Kernel]:
-    """Return the rule of a companion that reads activations at all its data inputs."""
+    """Return the rule of a companion that reads activations at all its inputs from `first` on."""
 
     def rule(op: Op, graph: Graph) -> Kernel:
-        data = tuple(range(1 if shares else len(op.inputs)))
+        data = tuple(range(first, 1 if shares else len(op.inputs)))
         if any(not _is_activation(op.inputs[position], graph) for position in data):
             return _never("one operand is a constant: the runtime fuses no int8 kernel for that")
         if any(graph.elem_types.get(op.inputs[position]) != FLOAT32 for position in data):
             return _never("works on another type than float32, or its type is unknown")
         kernel = Kernel(role=Role.COMPANION, data=data, emits=True, shares_scale=shares, needs_reader=reader)
-        return replace(kernel, in_search=search, why=why)
+        return replace(kernel, in_search=search, bounds=bounds, why=why)
 
     return rule
 
 
 def _resize(op: Op, graph: Graph) -> Kernel:
-    if op.attribute("mode", b"nearest") not in (b"nearest", b"linear"):
-        return _never("cubic interpolation leaves the range of its input")
-    return _joining(search=False, shares=True, why="Resize: slower in int8 (x0.67)")(op, graph)
+    if op.attribute("mode", b"nearest") != b"nearest":
+        return _never("the runtime carries codes through nearest only: interpolation is not fused")
+    return _joining(reader=True, shares=True)(op, graph)  # x0.67, with AMX x0.94; two conversions cost more than that
 
 
 def _passing(op: Op, graph: Graph) -> Kernel:
@@ -178,7 +192,17 @@ def _passing(op: Op, graph: Graph) -> Kernel:
         return _never("works on constants")
     if graph.elem_types.get(op.input(0)) != FLOAT32:
         return _never("works on another type than float32, or its type is unknown")
+    if any(graph.elem_types.get(name, FLOAT32) != FLOAT32 for name in op.outputs if name):
+        return _never("returns another type than float32")
     return Kernel(role=Role.PASS_THROUGH, data=(0,), shares_scale=True, why="follows its neighbours")
+
+
+def _gather(op: Op, graph: Graph) -> Kernel:
+    if not _is_activation(op.input(0), graph):
+        return _never(
+            "looks up a constant table: a look-up is no arithmetic, codes only save space (approach weight_only)"
+        )
+    return _passing(op, graph)  # x2.2
 
 
 def _max_pool(op: Op, graph: Graph) -> Kernel:
@@ -218,22 +242,40 @@ _TABLE: Mapping[str, Callable[[Op, Graph], Kernel]] = MappingProxyType(
         "Add": _joining(),  # x1.0, isolated 0.30
         "GlobalAveragePool": _joining(),  # x1.2, isolated 0.3
         "Sigmoid": _joining(reader=True),  # x1.3, isolated 0.6: only between int8 ops
-        "Mul": _joining(search=False, why="Mul: slower in int8 (x0.75)"),
-        "LeakyRelu": _joining(search=False, why="LeakyRelu: slower in int8 (x0.67)"),
-        "Concat": _joining(search=False, why="Concat: slower in int8 (x0.39)"),
+        # Alone these lose or gain little, but between int8 ops the two conversions that a float op needs cost more than they do
+        # (isolated, that is with two conversions too many: 0.36, 0.35, 0.42). So: only where int8 ops read what they write.
+        "Mul": _joining(reader=True),  # x0.75, with AMX x1.2
+        "LeakyRelu": _joining(reader=True),  # x0.67, with AMX x0.84
+        "Concat": _joining(reader=True),  # x0.39, with AMX x1.16
         "Resize": _resize,
+        "Softmax": _joining(
+            search=False,
+            bounds=(0.0, 1.0),
+            why="Softmax: the int8 kernel is five times slower than float (x0.16 to x0.19)",
+        ),
+        "AveragePool": _joining(
+            search=False, why="AveragePool: the int8 kernel is at least six times slower than float (x0.02 to x0.15)"
+        ),
+        "Where": _joining(search=False, first=1, why="Where: no gain was measured"),
         "MaxPool": _max_pool,
         "Pad": _pad,
         "Relu": _folding,  # removed: free
         "Clip": _folding,
-        **dict.fromkeys(("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity"), _passing),
+        "Gather": _gather,
+        **dict.fromkeys(
+            (
+                *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity"),  # x2 to x8
+                *("Split", "Expand", "Tile", "DepthToSpace"),  # x2.9, x3.8, x4.3, x1.25
+                *("ReduceMax", "ReduceMin"),  # x3.6, x3.9; exact on codes, because quantization is monotone
+                "GatherElements",  # x2.2 as Gather
+            ),
+            _passing,
+        ),
     }
 )
 _NOT_FUSED = "not fused: the runtime has no int8 kernel for it, conversions would be pure loss"
 _WHY_NEVER: Mapping[str, str] = MappingProxyType(
     {
-        "Softmax": "Softmax: the int8 kernel is six times slower than float (x0.16)",
-        "AveragePool": "AveragePool: the int8 kernel is fifty times slower than float (x0.02)",
         "If": "its bodies stay in float: static quantization does not enter subgraphs",
         "Loop": "its body stays in float: static quantization does not enter subgraphs",
         "Scan": "its body stays in float: static quantization does not enter subgraphs",

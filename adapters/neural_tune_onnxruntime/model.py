@@ -16,11 +16,12 @@ import onnx
 from neural_tune.errors import AdapterError
 from neural_tune.values import Role
 from neural_tune_onnxruntime import session, shapes
-from neural_tune_onnxruntime.graph import FLOAT32, Graph, captured_names
+from neural_tune_onnxruntime.graph import FLOAT32, Graph, Op, captured_names
 from neural_tune_onnxruntime.kernels import Kernel, kernel_of
 from neural_tune_onnxruntime.normalise import OPSET, normalise
 from neural_tune_onnxruntime.processor import Processor
 from neural_tune_onnxruntime.source import open_model
+from neural_tune_onnxruntime.spool import Spool
 from neural_tune_onnxruntime.weights import Operand, WeightStore
 
 
@@ -51,6 +52,12 @@ class OnnxModel:
         mark: A piece of text that no name of the graph holds; it sets off the names that candidates add.
         notes: Findings of normalisation.
         variants: What recipes made of this model.
+        quant_format: Format of the int8 graph, "QDQ" or "QOperator".
+        provider: The execution provider that runs it.
+        approach: "static", "dynamic", "weight_only" or "auto": what `capability` offers.
+        has_data: False where it is known that no calibration data is given.
+        accuracy_level: Of products with blocks of 4 or 8 bits: 4 rounds activations to int8 per block, 0 computes in float.
+        spool: Calibration inputs that a build may look at; None where there are none.
     """
 
     proto: onnx.ModelProto
@@ -62,6 +69,12 @@ class OnnxModel:
     mark: str
     notes: tuple[str, ...]
     variants: Variants = field(default_factory=Variants)
+    quant_format: str = "QDQ"
+    provider: str = "CPUExecutionProvider"
+    approach: str = "static"
+    has_data: bool = True
+    accuracy_level: int = 4
+    spool: Spool | None = None
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -85,7 +98,9 @@ class OnnxModel:
         return total.hexdigest()
 
     def observed_tensors(self) -> tuple[str, ...]:
-        """Return every float tensor that some candidate may quantize: what calibration must observe."""
+        """Return every float tensor that some candidate may quantize statically: what calibration must observe."""
+        if self.approach in ("dynamic", "weight_only"):
+            return ()
         found: dict[str, None] = {}
         for op in self.graph.ops:
             kernel = self.kernels[op.name]
@@ -100,7 +115,7 @@ class OnnxModel:
         read: set[str] = set()
         for op in reversed(self.graph.ops):
             kernel = self.kernels[op.name]
-            passes = kernel.role is Role.PASS_THROUGH and kernel.shares_scale and op.outputs[0] in read
+            passes = kernel.role is Role.PASS_THROUGH and kernel.shares_scale and not read.isdisjoint(op.outputs)
             if kernel.role is Role.ANCHOR or passes:
                 read.update(op.inputs[position] for position in kernel.data)
         return frozenset(read.intersection(self.input_names))
@@ -176,7 +191,7 @@ def load(
     whole.graph.initializer.extend(store.tensors.values())
     proto, notes = shapes.infer(whole, store.folder)
     graph = Graph.of(proto)
-    kernels = {op.name: kernel_of(op, graph, draft.opset) for op in graph.ops}
+    kernels = {op.name: _with_finite_bias(op, kernel_of(op, graph, draft.opset), store) for op in graph.ops}
     store.operands = operands_of(graph, kernels)
     _check_weights(store)
     return OnnxModel(
@@ -191,6 +206,13 @@ def load(
     )
 
 
+def _with_finite_bias(op: Op, kernel: Kernel, store: WeightStore) -> Kernel:
+    """Return `kernel`, or that of an op that stays float where a bias of infinity (it shuts a class off) has no int32 code."""
+    if kernel.bias is None or np.isfinite(store.array(op.inputs[kernel.bias])).all():
+        return kernel
+    return Kernel(role=Role.NEVER, why=f"its bias {op.inputs[kernel.bias]!r} holds an infinity, which has no code")
+
+
 def _check_weights(store: WeightStore) -> None:
     """Refuse a broken checkpoint here: calibration would see NaN everywhere, and could not say where it comes from.
 
@@ -199,7 +221,7 @@ def _check_weights(store: WeightStore) -> None:
     """
     weights = {name for name, _ in store.operands}
     for name, tensor in store.tensors.items():
-        if tensor.data_type != FLOAT32 or np.prod(tensor.dims) <= 1:
+        if tensor.data_type != FLOAT32 or (np.prod(tensor.dims) <= 1 and name not in weights):
             continue
         values = store.array(name)
         low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))  # NaN wins over everything

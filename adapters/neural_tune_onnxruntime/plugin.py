@@ -26,7 +26,7 @@ def load() -> AnyAdapter:
 
 PLUGIN = AdapterPlugin(
     name="onnxruntime",
-    summary="ONNX models on ONNX Runtime (CPU): static int8 as QDQ graphs",
+    summary="ONNX models on ONNX Runtime (CPU): static, dynamic and weight-only int8 and int4",
     requires=("onnx", "onnxruntime"),
     install="neural-tune[onnxruntime]",
     accepts=accepts,

@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,21 +20,21 @@ import numpy as np
 import onnx
 
 from neural_tune.errors import AdapterError
-from neural_tune.measure import compare_speed
 from neural_tune.protocols import Inputs
 from neural_tune.values import FLOAT_CANDIDATE, Candidate, Capability, FrozenMap, LatencyProfile, Role
 from neural_tune.values.insight import Int8Regions
 from neural_tune_onnxruntime import build as building
 from neural_tune_onnxruntime import capability, session
 from neural_tune_onnxruntime.attribution import Spent, attribute, carried
-from neural_tune_onnxruntime.build import Built
 from neural_tune_onnxruntime.graph import Graph
-from neural_tune_onnxruntime.inputs import Feed, to_feed
+from neural_tune_onnxruntime.inputs import Feed, InputInfo, to_feed
 from neural_tune_onnxruntime.model import OnnxModel
 from neural_tune_onnxruntime.statistics import Statistics
 
-_SECONDS = 0.4  # per session with the profiler, and per session without
-_LEAST_RUNS, _MOST_RUNS = 10, 200
+# Per session with the profiler, and per session without. More tells little more: the errors that are left are the model's, not the clock's.
+_SECONDS = 0.04
+_LEAST_RUNS, _MOST_RUNS = 4, 50
+_OPTIMIZED = "optimized.onnx"
 _SUFFIX = "_kernel_time"
 # What the fits may correct: more than a factor two means that the machine was disturbed, or the model is wrong.
 _LEAST_SCALE, _MOST_SCALE = 0.5, 2.0
@@ -77,7 +76,7 @@ def profile(
         DataError: the inputs do not fit the model.
     """
     candidates = [FLOAT_CANDIDATE, candidate, *_mixed(model, candidate)]
-    feed = to_feed(inputs, building.build(model, FLOAT_CANDIDATE, None, threads).inputs)
+    feed = to_feed(inputs, tuple(InputInfo.of_graph(value) for value in model.proto.graph.input))
     recordings = record(model, candidates, statistics, feed, threads)
     spent = spend(model, recordings)
     offered = capability.query(model)
@@ -99,12 +98,16 @@ def profile(
 def record(
     model: OnnxModel, candidates: Sequence[Candidate], statistics: Statistics | None, feed: Feed, threads: int
 ) -> list[Recording]:
-    """Return what the sessions of `candidates` do with their time on `feed`; nothing stays on disk."""
-    built = [building.build(model, item, statistics, threads) for item in candidates]
-    run_ms = _run_ms(built, feed, threads)
+    """Return what the sessions of `candidates`, the first of which is the float model, do with their time on `feed`; nothing stays on disk."""
+    with tempfile.TemporaryDirectory(prefix="neural_tune-profile-") as scratch:
+        takes = [
+            _Take.start(model, item, statistics, threads, Path(scratch) / str(number))
+            for number, item in enumerate(candidates)
+        ]
+        profiled = [take.profiled(feed) for take in takes]
+        run_ms = _run_ms([take.session for take in takes], feed, threads)
     recordings = []
-    for item, one, whole in zip(candidates, built, run_ms, strict=True):
-        optimized, events = _profiled(one, feed, threads)
+    for item, (optimized, events), whole in zip(candidates, profiled, run_ms, strict=True):
         node_ms, elements = _read(events)
         sizes = {
             tensor: elements[node.name]
@@ -116,16 +119,56 @@ def record(
     return recordings
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Take:
+    """A session of one candidate that is profiled first and goes on without the profiler."""
+
+    session: session.Session
+    folder: Path
+
+    @classmethod
+    def start(
+        cls, model: OnnxModel, candidate: Candidate, statistics: Statistics | None, threads: int, folder: Path
+    ) -> _Take:
+        folder.mkdir()
+        model, _, proto = building.written(model, candidate, statistics)
+        chosen = session.options(threads, folder=model.store.folder)
+        chosen.enable_profiling = True
+        chosen.profile_file_prefix = str(folder / "profile")
+        chosen.optimized_model_filepath = str(folder / _OPTIMIZED)
+        chosen.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.bin")
+        return cls(session.start(proto.SerializeToString(), chosen, model.provider), folder)
+
+    def profiled(self, feed: Feed) -> tuple[Graph, list[dict[str, Any]]]:
+        """Return the optimized graph and the events of the profiler, which ends with this."""
+        # CPU time: other work on the machine must not use the window up.
+        end, runs = time.process_time() + _SECONDS, 0
+        while runs < _MOST_RUNS and (runs < _LEAST_RUNS or time.process_time() < end):
+            _run(self.session, feed)
+            runs += 1
+        events = json.loads(Path(self.session.end_profiling()).read_text())
+        return Graph.of(onnx.load(str(self.folder / _OPTIMIZED), load_external_data=False)), events
+
+
 def spend(model: OnnxModel, recordings: Sequence[Recording]) -> list[Spent]:
     """Return what each recording spent on ops and borders, in milliseconds without the profiler.
 
     A node costs a * (its time in the profile) + b, where a and b make the sums fit the unprofiled run times best.
     """
+    recordings = [_undisturbed(item) for item in recordings]
     rows = np.array([[sum(item.node_ms.values()), len(item.node_ms)] for item in recordings])
     runs = np.array([item.run_ms for item in recordings])
     factor, extra = _nonnegative(rows / runs[:, None], np.ones(len(runs)))
     costs = [{name: factor * value + extra for name, value in item.node_ms.items()} for item in recordings]
     return [attribute(model, item.optimized, cost) for item, cost in zip(recordings, costs, strict=True)]
+
+
+def _undisturbed(item: Recording) -> Recording:
+    """Return `item` with node times that add up to no more than twice its run time: more was other work on the machine, not the profiler."""
+    excess = sum(item.node_ms.values()) / (_MOST_SCALE * item.run_ms)
+    if excess <= 1.0:
+        return item
+    return replace(item, node_ms={name: value / excess for name, value in item.node_ms.items()})
 
 
 def _mixed(model: OnnxModel, candidate: Candidate) -> list[Candidate]:
@@ -142,25 +185,28 @@ def _mixed(model: OnnxModel, candidate: Candidate) -> list[Candidate]:
     return found
 
 
-def _run_ms(built: Sequence[Built], feed: Feed, threads: int) -> list[float]:
+def _run_ms(sessions: Sequence[session.Session], feed: Feed, threads: int) -> list[float]:
     """Return the milliseconds of a run of each session, the first of which is the float model.
 
-    Each is compared with float run by run, as the finalists of a search are: the ratio holds on a busy machine, the time alone does not.
+    All of them run in every round, in alternating order, and each is compared with float round by round: the ratio holds on a busy machine, the
+    time alone does not.
     """
-    floats, ratios = [], []
-    for item in built[1:]:
-        found = compare_speed(
-            partial(_run, built[0].session, feed),
-            partial(_run, item.session, feed),
-            batch_size=1,
-            threads=threads,
-            repeats=_MOST_RUNS,
-            seconds=2 * _SECONDS,
-        )
-        floats.append(found.float_ms)
-        ratios.append(found.ratio)
-    float_ms = float(np.median(floats))
-    return [float_ms, *(float_ms / ratio for ratio in ratios)]
+    rounds: list[list[float]] = []
+    clock = time.process_time if threads == 1 else time.perf_counter
+    end = time.process_time() + _SECONDS * len(sessions)
+    while len(rounds) < _MOST_RUNS and (len(rounds) < _LEAST_RUNS or time.process_time() < end):
+        order = range(len(sessions)) if len(rounds) % 2 else reversed(range(len(sessions)))
+        times = {number: _seconds(sessions[number], feed, clock) for number in order}
+        rounds.append([times[number] for number in range(len(sessions))])
+    found = np.array(rounds)
+    float_ms = float(np.median(found[:, 0])) * 1e3
+    return [float_ms / float(np.median(found[:, 0] / found[:, number])) for number in range(len(sessions))]
+
+
+def _seconds(started: session.Session, feed: Feed, clock: Callable[[], float]) -> float:
+    begun = clock()
+    _run(started, feed)
+    return max(clock() - begun, 1e-9)
 
 
 def _run(started: session.Session, feed: Feed) -> None:
@@ -169,26 +215,6 @@ def _run(started: session.Session, feed: Feed) -> None:
     except session.RUNTIME_ERRORS as error:
         message = f"the model breaks while it is profiled: {session.first_line(error)}"
         raise AdapterError(message) from error
-
-
-def _profiled(built: Built, feed: Feed, threads: int) -> tuple[Graph, list[dict[str, Any]]]:
-    """Return the optimized graph of `built` and the events of the profiler."""
-    if built.proto is None:
-        raise AdapterError("found a built model without a graph: only what `build` returned can be profiled")
-    with tempfile.TemporaryDirectory(prefix="neural_tune-profile-") as scratch:
-        path = Path(scratch) / "optimized.onnx"
-        chosen = session.options(threads, folder=built.folder)
-        chosen.enable_profiling = True
-        chosen.profile_file_prefix = str(Path(scratch) / "profile")
-        chosen.optimized_model_filepath = str(path)
-        chosen.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.bin")
-        started = session.start(built.proto.SerializeToString(), chosen)
-        end, runs = time.perf_counter() + _SECONDS, 0
-        while runs < _MOST_RUNS and (runs < _LEAST_RUNS or time.perf_counter() < end):
-            _run(started, feed)
-            runs += 1
-        events = json.loads(Path(started.end_profiling()).read_text())
-        return Graph.of(onnx.load(str(path), load_external_data=False)), events
 
 
 def _read(events: Iterable[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:

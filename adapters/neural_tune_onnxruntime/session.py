@@ -16,7 +16,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as binding
 from neural_tune.errors import AdapterError
 
 Session: TypeAlias = Any  # onnxruntime ships no types
-PROVIDERS = ["CPUExecutionProvider"]
+_CPU = "CPUExecutionProvider"
+PROVIDERS = [_CPU]
 _FOLDER = "session.model_external_initializers_file_folder_path"
 _NAMES = (
     "Fail",
@@ -56,16 +57,20 @@ def options(threads: int | None, *, optimize: bool = True, folder: Path | None =
     return chosen
 
 
-def start(model: bytes | Path, chosen: Any) -> Session:
+def start(model: bytes | Path, chosen: Any, provider: str = _CPU) -> Session:
     """Return a ready session.
+
+    Args:
+        model: The model, or its path.
+        chosen: Session options.
+        provider: The execution provider; what it does not take runs on the CPU.
 
     Raises:
         AdapterError: the runtime refuses the model.
     """
+    source = model if isinstance(model, bytes) else str(model)
     try:
-        return onnxruntime.InferenceSession(
-            model if isinstance(model, bytes) else str(model), chosen, providers=PROVIDERS
-        )
+        return onnxruntime.InferenceSession(source, chosen, providers=list(dict.fromkeys((provider, *PROVIDERS))))
     except RUNTIME_ERRORS as error:
         message = f"ONNX Runtime {onnxruntime.__version__} refuses the model: {first_line(error)}"
         raise AdapterError(message) from error

@@ -177,6 +177,42 @@ def _mapped(tensor: onnx.TensorProto, base: Path | None, dtype: np.dtype[Any], s
     return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
 
 
+def _check_names(graph: onnx.GraphProto) -> None:
+    """Refuse names that are no text, which protobuf hands out as bytes.
+
+    Raises:
+        AdapterError: there is one.
+    """
+    names = [text for node in graph.node for text in (node.name, node.op_type, node.domain, *node.input, *node.output)]
+    names += [item.name for item in (*graph.initializer, *graph.input, *graph.output, *graph.value_info)]
+    wrong = next((name for name in names if not isinstance(name, str)), None)
+    if wrong is not None:
+        message = f"the model holds the name {wrong!r}, expected text in UTF-8: the file is damaged, export it again"
+        raise AdapterError(message)
+
+
+def _check_tensor(tensor: onnx.TensorProto) -> None:
+    """Refuse an initializer whose type, shape and bytes do not fit together: a damaged file.
+
+    Raises:
+        AdapterError: they do not.
+    """
+    known = set(onnx.TensorProto.DataType.values()) - {onnx.TensorProto.UNDEFINED}
+    if tensor.data_type not in known or any(size < 0 for size in tensor.dims):
+        message = f"initializer {tensor.name!r} has type {tensor.data_type} and shape {list(tensor.dims)}: the file is damaged, export it again"
+        raise AdapterError(message)
+    if external_data_helper.uses_external_data(tensor) or tensor.data_type == onnx.TensorProto.STRING:
+        return
+    if tensor.data_type in PACKED_BITS:
+        needed = packed_size(tensor.data_type, tuple(tensor.dims))
+    else:
+        needed = prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    fields = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data)
+    if len(tensor.raw_data) != needed and (tensor.raw_data or (not any(len(values) for values in fields) and needed)):
+        message = f"initializer {tensor.name!r} holds {len(tensor.raw_data)} bytes, expected {needed} for shape {list(tensor.dims)}: the file is damaged, export it again"
+        raise AdapterError(message)
+
+
 def _draft(model: onnx.ModelProto, base: Path | None) -> Draft:
     """Copy everything but the initializers, whose bytes are only ever read."""
     draft = onnx.ModelProto(ir_version=model.ir_version, producer_name=model.producer_name)
@@ -185,6 +221,9 @@ def _draft(model: onnx.ModelProto, base: Path | None) -> Draft:
     draft.metadata_props.extend(model.metadata_props)
     source, graph = model.graph, draft.graph
     graph.name = source.name or "graph"
+    _check_names(source)
+    for item in source.initializer:
+        _check_tensor(item)
     tensors = {item.name: item for item in source.initializer}
     graph.node.extend(source.node)
     # An initializer that is also an input could be overridden by the caller of the session, so the runtime would fold nothing.

@@ -22,6 +22,8 @@ _LOG = logging.getLogger(__name__)
 
 BOUND = 256 << 20
 _FOLDER, _INDEX = "inputs", "inputs.json"
+# Beside the inputs: what is computed from them, such as curvatures.
+DERIVED = "derived"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,7 @@ class Recorder:
         self._kept = self._seen = 0
         (directory / _INDEX).unlink(missing_ok=True)
         shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(directory / DERIVED, ignore_errors=True)
         self._folder.mkdir(parents=True)
 
     def passing(self, feeds: Iterable[Feed]) -> Iterator[Feed]:

@@ -26,7 +26,7 @@ from neural_tune.numerics.qparams import Parameters
 from neural_tune.protocols import Inputs, Outputs
 from neural_tune.values import Candidate, OpConfig
 from neural_tune_onnxruntime import session
-from neural_tune_onnxruntime.build import ranges_of, start
+from neural_tune_onnxruntime.build import looking_at, ranges_of, start
 from neural_tune_onnxruntime.graph import FLOAT32, Op
 from neural_tune_onnxruntime.inputs import InputInfo, to_feed
 from neural_tune_onnxruntime.model import OnnxModel
@@ -109,6 +109,12 @@ class ToggleModel:
         if candidate.recipes and candidate.ops:
             variant = variants.prepare(model, candidate.recipes, statistics)
             model, statistics = variant.model, variant.statistics
+        model = looking_at(model, statistics)
+        several = [op.name for op in model.graph.ops if op.name in candidate.ops and sum(map(bool, op.outputs)) > 1]
+        if several:
+            raise AdapterError(
+                f"op {several[0]!r} has several results: a switch has one, so candidates are built instead"
+            )
         self._model = self._int8_model = model
         self._candidate = candidate
         self._find_range = ranges_of(statistics)
@@ -123,8 +129,10 @@ class ToggleModel:
         self._units = {
             name: Unit(ops[name], ops[followers[name]] if name in followers else None) for name in full.configs
         }
-        for planned in (full, *(self._plan((name,)) for name in self._units)):
+        alone = {frozenset({name}): self._plan((name,)) for name in self._units}
+        for planned in (full, *alone.values()):
             self._learn(planned)
+        self._choices |= {names: self._manners(planned) for names, planned in alone.items()}
         self._start()
 
     def run(self, int8_ops: frozenset[str], inputs: Inputs) -> Outputs:
@@ -154,12 +162,15 @@ class ToggleModel:
                     "the subset of %d ops runs some op in a new way; the toggle model is built again", len(int8_ops)
                 )
                 self._start()
-            manners = ((name, Manner.of(unit.op, planned)) for name, unit in self._units.items())
-            found = {name: manner for name, manner in manners if manner is not None}
+            found = self._manners(planned)
             if len(self._choices) >= _REMEMBERED:
                 self._choices.clear()
             self._choices[int8_ops] = found
         return found
+
+    def _manners(self, planned: Regions) -> dict[str, Manner]:
+        manners = ((name, Manner.of(unit.op, planned)) for name, unit in self._units.items())
+        return {name: manner for name, manner in manners if manner is not None}
 
     def _plan(self, int8_ops: Iterable[str]) -> Regions:
         names = frozenset(int8_ops)

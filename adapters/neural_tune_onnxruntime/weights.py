@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -29,7 +29,12 @@ from neural_tune_onnxruntime.source import INLINE_BYTES, PACKED_BITS, Draft, pac
 
 FLOAT_FILE = "float.bin"
 _ALIGNMENT = 64
-_ONNX_TYPES = {DType.INT8: onnx.TensorProto.INT8, DType.UINT8: onnx.TensorProto.UINT8}
+_ONNX_TYPES = {
+    DType.INT8: onnx.TensorProto.INT8,
+    DType.UINT8: onnx.TensorProto.UINT8,
+    DType.INT16: onnx.TensorProto.INT16,
+    DType.UINT16: onnx.TensorProto.UINT16,
+}
 # A constant operand and its channel axis; None when it has none, so that it can be quantized per tensor only.
 Operand: TypeAlias = tuple[str, int | None]
 
@@ -89,6 +94,8 @@ class WeightStore:
     parent: WeightStore | None = None
     _forms: dict[_Form, dict[Operand, Quantized]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _kept: dict[str, Mapping[str, onnx.TensorProto]] = field(default_factory=dict)
+    _kept_lock: threading.RLock = field(default_factory=threading.RLock)
 
     @classmethod
     def of(cls, draft: Draft) -> WeightStore:
@@ -131,7 +138,8 @@ class WeightStore:
             **self.tensors,
             **{name: onnx.numpy_helper.from_array(np.ascontiguousarray(v), name) for name, v in changes.items()},
         }
-        return WeightStore(self.folder, tensors, self.operands, self.prefix, self, self._forms, self._lock)
+        shared = (self._forms, self._lock, self._kept, self._kept_lock)
+        return WeightStore(self.folder, tensors, self.operands, self.prefix, self, *shared)
 
     def array(self, name: str) -> NDArray[Any]:
         """Return the float values of an initializer, mapped or inline."""
@@ -155,6 +163,24 @@ class WeightStore:
             shape[found.axis] = -1
         codes = read(found.tensor, self.folder).astype(np.float64) - found.zero.astype(np.float64).reshape(shape)
         return np.asarray(codes * found.scale.astype(np.float64).reshape(shape), np.float64)
+
+    def kept(self, key: str, make: Callable[[], Mapping[str, NDArray[Any]]]) -> Mapping[str, onnx.TensorProto]:
+        """Return what `make` returns as tensors that point into the store; made once per key, to be copied, never changed.
+
+        Args:
+            key: Names what is made; two stores of one folder may use the same.
+            make: Returns name -> values, deterministically: a forked process may make the same.
+        """
+        with self._kept_lock:
+            if key not in self._kept:
+                location = f"{self.prefix}{hashlib.sha256(key.encode()).hexdigest()[:24]}.bin"
+                path = self.folder / location
+                draft = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+                with draft.open("wb") as file:
+                    made = {name: _kept_tensor(file, name, values, location) for name, values in make().items()}
+                draft.replace(path)
+                self._kept[key] = made
+            return self._kept[key]
 
     def requantized(self, operand: Operand, spec: QuantSpec, found: Quantized, scale: qparams.Floats) -> Quantized:
         """Return `found` with other scales and its codes inside the graph: the rare weight whose bias would overflow."""
@@ -253,6 +279,12 @@ def _write_tensor(file: IO[bytes], name: str, values: NDArray[Any], location: st
     tensor = onnx.TensorProto(name=name, data_type=kind, dims=values.shape)
     point(tensor, location, *append(file, values))
     return tensor
+
+
+def _kept_tensor(file: IO[bytes], name: str, values: NDArray[Any], location: str) -> onnx.TensorProto:
+    if values.nbytes > INLINE_BYTES:
+        return _write_tensor(file, name, values, location)
+    return onnx.numpy_helper.from_array(np.ascontiguousarray(values), name)
 
 
 def _remove(folder: Path, owner: int) -> None:

@@ -18,6 +18,7 @@ from contract import CALIBRATION_SAMPLES, Stopwatch, Task, batches, child, pair_
 
 from neural_tune import (
     AccuracyCriterion,
+    CapabilityError,
     PerformanceConfig,
     PostTrainingQuantConfig,
     TuneResult,
@@ -57,21 +58,25 @@ def main(task: Task, folder: Path, setting: str) -> dict[str, Any]:
         return {"status": "skipped", "reason": "the adapter offers no recipes, so this track is the other one"}
     clock = Clock()
     shutil.rmtree(folder / "workspace", ignore_errors=True)
-    result = fit(
-        str(task.model),
-        PostTrainingQuantConfig(
-            recipes=dict.fromkeys(offered, False) if track == "fallback" else {},
-            calibration_sampling_size=min(CALIBRATION_SAMPLES, len(next(iter(task.calibration.values())))),
-            accuracy_criterion=AccuracyCriterion(True, "relative" if task.is_relative else "absolute", task.loss),
-            tuning_criterion=TuningCriterion(strategy=strategy, objective=objective),
-            performance=PerformanceConfig(threads=1, batch_size=task.batches[-1]),
-            threads=1,
-            workspace=str(folder / "workspace"),
-        ),
-        calib_dataloader=list(batches(task.calibration)),
-        reporter=clock,
-        **evaluation(task),
+    conf = PostTrainingQuantConfig(
+        recipes=dict.fromkeys(offered, False) if track == "fallback" else {},
+        calibration_sampling_size=min(CALIBRATION_SAMPLES, len(next(iter(task.calibration.values())))),
+        accuracy_criterion=AccuracyCriterion(True, "relative" if task.is_relative else "absolute", task.loss),
+        tuning_criterion=TuningCriterion(strategy=strategy, objective=objective),
+        performance=PerformanceConfig(threads=1, batch_size=task.batches[-1]),
+        threads=1,
+        workspace=str(folder / "workspace"),
     )
+    try:
+        result = fit(
+            str(task.model),
+            conf,
+            calib_dataloader=list(batches(task.calibration)),
+            reporter=clock,
+            **evaluation(task),
+        )
+    except CapabilityError as error:  # before anything is run: this strategy is not for this framework
+        return {"status": "skipped", "reason": str(error)}
     used = clock.watch.read()
     return {**used, **described(result, clock, folder), "cpu_total_s": used["cpu_s"]} | accepted_at(clock, used)
 
@@ -143,7 +148,7 @@ def probes(run_directory: Path) -> dict[str, Any]:
     insights = [record["insight"] for record in map(json.loads, lines) if record.get("kind") == "insight"]
     if not insights:
         return {"probe_samples": 0}
-    return {"probe_samples": insights[-1]["samples"] * insights[-1]["forwards"]}
+    return {"probe_samples": insights[-1].get("samples", 0) * insights[-1].get("forwards", 0)}
 
 
 if __name__ == "__main__":

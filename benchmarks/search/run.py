@@ -39,7 +39,7 @@ PEER_SETTINGS = {
     "nncf": {"NNCF, batches of 50": "50", "NNCF, one by one": "1"},
     "ort": {"ORT quantize_static": ""},
 }
-STRATEGIES = ("auto", "basic", "conservative", "mse", "bayesian", "tpe", "pareto", "random")
+STRATEGIES = ("auto", "basic", "conservative", "hawq", "mse", "bayesian", "tpe", "pareto", "random")
 
 
 @dataclass(frozen=True)

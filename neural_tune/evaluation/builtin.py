@@ -101,10 +101,14 @@ def library(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        extra = "pytorch" if package in ("torch", "torchmetrics") else "metrics"
         raise PluginError(
-            f'metrics need {package}, which is not installed: pip install "neural-tune[{extra}]"'
+            f'metrics need {package}, which is not installed: pip install "neural-tune[{extra_of(package)}]"'
         ) from error
+
+
+def extra_of(package: str) -> str:
+    """Return the extra of ours that brings `package` along."""
+    return "pytorch" if package.partition(".")[0] in ("torch", "torchmetrics") else "metrics"
 
 
 def _guarded(selection: Selection, value: Callable[[Array, Array], float]) -> Compute:

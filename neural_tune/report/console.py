@@ -103,7 +103,9 @@ class ConsoleReporter:
     def _planned(self, event: events.SearchPlanned) -> None:
         base, forecast = event.baseline, event.forecast
         numbers = [f"{name} {words.metric(value)}" for name, value in base.metrics.items()]
-        numbers += [f"{name} {words.objective(name, value)}" for name, value in base.objectives.items()]
+        # Speed is told once, by the result, where float and int8 are measured in turns: two float latencies would only puzzle.
+        told = [name for name in base.objectives if name not in ("latency", "throughput")]
+        numbers += [f"{name} {words.objective(name, base.objectives[name])}" for name in told]
         self._line(f"float: {', '.join(numbers)} ({_samples(base.samples)}{words.duration(base.seconds)})")
         worst = min(forecast.worst, event.max_trials)
         expected = min(forecast.expected, worst)
@@ -127,8 +129,11 @@ class ConsoleReporter:
     def _finished(self, result: TuneResult) -> None:
         self._line("")
         title = {Status.ACCEPTED: "ACCEPTED", Status.BEST_EFFORT: "NOT MET, nearest miss kept", Status.FAILED: "FAILED"}
-        interrupted = " (interrupted)" if result.is_interrupted else ""
-        self._line(f"{title[result.status]}{interrupted}: {result.reason}", _STYLES[result.status])
+        if result.is_interrupted and result.status is Status.FAILED:
+            self._line(f"INTERRUPTED before there was a model: {result.reason}", "bold yellow")
+        else:
+            interrupted = " (interrupted)" if result.is_interrupted else ""
+            self._line(f"{title[result.status]}{interrupted}: {result.reason}", _STYLES[result.status])
         if result.status is not Status.FAILED:
             self._line("")
             self._print(tables.result_table(result))

@@ -27,7 +27,9 @@ def describe_space(space: TuningSpace) -> list[str]:
     roles = [(len([op for op in able if op.role is role]), role.value.replace("_", "-")) for role in Role]
     parts = ", ".join(f"{count} {name}" for count, name in roles if count)
     line = f"{words.plural(len(ops), 'op')}: {len(able)} quantizable" + (f" ({parts})" if parts else "")
-    line += f", {len(ops) - len(able)} not"
+    carried = sum(op.role is Role.PASS_THROUGH and not op.is_quantizable for op in ops)
+    line += f", {carried} folded into their neighbours or passing on what they get" if carried else ""
+    line += f", {len(ops) - len(able) - carried} not"
     if space.fixed:
         line += f"; user rules keep {len(space.fixed)} in float"
     tunable = f"{words.plural(len(space.op_names), 'tunable op')} in {words.plural(len(space.groups), 'group')}"

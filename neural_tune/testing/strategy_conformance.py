@@ -22,8 +22,11 @@ from neural_tune.values import (
     Candidate,
     FrozenMap,
     History,
+    Insight,
     Observer,
     Origin,
+    ProbeRequest,
+    Proposal,
     TensorRange,
     Trial,
 )
@@ -82,7 +85,7 @@ class StrategyConformance:
         candidates = _candidates(history)
         assert len(candidates) <= min(space.size, strategy.forecast(space).worst)
         assert not history.pending
-        assert strategy.propose(space, history) is None
+        assert _proposed(strategy, space, history) is None
         assert len(set(candidates)) == len(candidates)
         assert not any(candidate.is_float for candidate in candidates)
         assert all(space.contains(candidate) for candidate in candidates)
@@ -107,14 +110,14 @@ class StrategyConformance:
 
     def test_an_empty_space_has_no_trial(self, make_strategy: MakeStrategy) -> None:
         strategy = make_strategy(0)
-        assert strategy.propose(_SPACES["empty"], _begin(0.01)) is None
+        assert _proposed(strategy, _SPACES["empty"], _begin(0.01)) is None
         assert strategy.forecast(_SPACES["empty"]).worst == 0
 
     @_TUNABLE
     def test_it_proposes_something_with_a_reason_at_first(
         self, make_strategy: MakeStrategy, space: TuningSpace
     ) -> None:
-        proposal = make_strategy(0).propose(space, _begin(0.01))
+        proposal = _proposed(make_strategy(0), space, _begin(0.01))
         assert proposal is not None
         assert proposal.reason
 
@@ -125,7 +128,7 @@ class StrategyConformance:
         one, other = make_strategy(7), make_strategy(7)
         history = drive(one, space, _scattered, _begin(0.0), max_trials=20)
         assert drive(other, space, _scattered, _begin(0.0), max_trials=20) == history
-        assert one.propose(space, history) == one.propose(space, history) == other.propose(space, history)
+        assert _proposed(one, space, history) == _proposed(one, space, history) == _proposed(other, space, history)
 
     @_SMALL
     def test_a_fresh_strategy_continues_from_any_prefix(self, make_strategy: MakeStrategy, space: TuningSpace) -> None:
@@ -137,15 +140,26 @@ class StrategyConformance:
             assert resumed == whole
             expected = whole.results[cut].trial.candidate
             for strategy in (veteran, make_strategy(7)):
-                proposal = strategy.propose(space, prefix)
+                proposal = _proposed(strategy, space, prefix)
                 assert proposal is not None
                 assert proposal.candidate == expected
+
+    @_TUNABLE
+    def test_it_asks_for_no_probe_twice_and_goes_on_when_they_find_nothing(
+        self, make_strategy: MakeStrategy, space: TuningSpace
+    ) -> None:
+        # `drive` refuses a request for what was answered already.
+        history = replace(_begin(0.0), insight=Insight())
+        end = drive(make_strategy(5), space, _scattered, history, max_trials=space.size + 1, until_content=False)
+        assert end.results
+        assert len(end.results) <= make_strategy(5).forecast(space).worst
+        assert drive(make_strategy(5), space, _scattered, end, max_trials=space.size + 1, until_content=False) == end
 
     @_TUNABLE
     def test_pending_trials_are_not_proposed_again(self, make_strategy: MakeStrategy, space: TuningSpace) -> None:
         strategy = make_strategy(2)
         history = _begin(0.0)
-        while (proposal := strategy.propose(space, history)) is not None:
+        while (proposal := _proposed(strategy, space, history)) is not None:
             assert proposal.candidate.digest not in history.seen
             assert space.contains(proposal.candidate)
             history = history.with_pending(_trial(history, proposal.candidate))
@@ -158,7 +172,7 @@ class StrategyConformance:
         strategy = make_strategy(2)
         history = _begin(0.0)
         for _ in range(space.size + 1):
-            while len(history.pending) < 2 and (proposal := strategy.propose(space, history)) is not None:
+            while len(history.pending) < 2 and (proposal := _proposed(strategy, space, history)) is not None:
                 assert proposal.candidate.digest not in history.seen
                 history = history.with_pending(_trial(history, proposal.candidate))
             if not history.pending:
@@ -176,7 +190,7 @@ class StrategyConformance:
         assert not strategy.is_content(space, history)
         first = history.results[0].trial
         if strategy.forecast(space).worst > 1:
-            after = strategy.propose(space, finish(_begin(0.01).with_pending(first), first, None))
+            after = _proposed(strategy, space, finish(_begin(0.01).with_pending(first), first, None))
             assert after is not None
             assert after.candidate != first.candidate
 
@@ -263,6 +277,13 @@ class StrategyConformance:
         best = history.accepted[0].trial.candidate
         assert space.choice_of(best, group) == FLOAT
         assert not best.is_float
+
+
+def _proposed(strategy: Strategy, space: TuningSpace, history: History) -> Proposal | None:
+    """Return a proposal. Without an insight there is nobody to ask for probes."""
+    found = strategy.propose(space, history)
+    assert not isinstance(found, ProbeRequest)
+    return found
 
 
 def _begin(tolerable_loss: float) -> History:

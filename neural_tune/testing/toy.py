@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from neural_tune.errors import AdapterError, CapabilityError, ConfigError, DataE
 from neural_tune.plugins import AdapterPlugin
 from neural_tune.protocols import AdapterOptions, BuildReport, Inputs, OpOutcome, Outputs
 from neural_tune.testing.toy_artifact import artifact_size, read_artifact, write_artifact
+from neural_tune.testing.toy_curvature import mean_traces, weight_errors
 from neural_tune.testing.toy_layers import Dense, FloatDense, Grid, IntegerDense, ToyBuilt
 from neural_tune.testing.toy_model import SUFFIX, Floats, ToyModel
 from neural_tune.testing.toy_statistics import TensorStatistics, ToyStatistics
@@ -29,6 +30,7 @@ from neural_tune.values import (
     Candidate,
     Capability,
     DType,
+    FrozenMap,
     Granularity,
     Mode,
     Observer,
@@ -57,7 +59,7 @@ class ToyHold:
 
 
 class ToyAdapter:
-    """The whole `Adapter` protocol, `GuardsArtifact` and `Trains`, for `ToyModel` objects and *.toy.npz files.
+    """The whole `Adapter` protocol, `GuardsArtifact`, `Differentiates` and `Trains`, for `ToyModel` objects and *.toy.npz files.
 
     Args:
         faults: Op name -> what goes wrong when that op is quantized: "raise" raises AdapterError at build, "nan" makes the
@@ -172,6 +174,15 @@ class ToyAdapter:
             return self.build(hold, candidate, ToyStatistics(self.fingerprint(hold), seen))
 
         return ToyTraining(ToyTrainee(model.model.copy(), model.tensors, candidate, ranges), finish)
+
+    def hessian_traces(self, model: ToyHold, batches: Sequence[Inputs], seed: int) -> FrozenMap[float]:  # noqa: ARG002 - nothing is drawn
+        """Return the mean Hessian trace of every Dense, exactly."""
+        features = model.model.weights[0].shape[0]
+        return mean_traces(model.model, [_floats(inputs, features) for inputs in batches])
+
+    def weight_errors(self, model: ToyHold, candidate: Candidate) -> FrozenMap[float]:
+        """Return the squared weight error of every Dense that `candidate` quantizes."""
+        return weight_errors(_float_layers(model.model), candidate)
 
     def run(self, built: ToyBuilt, inputs: Inputs) -> Outputs:
         """Return the logits of one batch, float32 of shape (samples, classes)."""

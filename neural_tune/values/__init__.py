@@ -5,7 +5,7 @@ from neural_tune.values.canonical import canonical_json, digest, from_jsonable, 
 from neural_tune.values.capability import Capability, OpCapability, Role
 from neural_tune.values.criterion import AccuracyCriterion, Verdict, judge
 from neural_tune.values.frozen import FrozenMap
-from neural_tune.values.insight import Insight, LatencyProfile
+from neural_tune.values.insight import PROBES, Insight, LatencyProfile, ProbeRequest
 from neural_tune.values.objective import BUILTIN_OBJECTIVES, Objective, Objectives
 from neural_tune.values.quant import FLOAT, DType, Granularity, Mode, Observer, OpConfig, QuantSpec
 from neural_tune.values.stop import StopRule
@@ -24,6 +24,7 @@ __all__ = [
     "BUILTIN_OBJECTIVES",
     "FLOAT",
     "FLOAT_CANDIDATE",
+    "PROBES",
     "AccuracyCriterion",
     "Baseline",
     "Candidate",
@@ -41,6 +42,7 @@ __all__ = [
     "OpCapability",
     "OpConfig",
     "Origin",
+    "ProbeRequest",
     "Proposal",
     "QuantSpec",
     "Role",

@@ -89,11 +89,29 @@ def _joins(op: OpCapability, asked: frozenset[str], written: Collection[str], by
     return op.name in asked and reachable and any(tensor in written for tensor in op.inputs)
 
 
+PROBES = ("recipes", "latency", "divergence", "divergence_with_recipes", "curvature")
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRequest:
+    """What a strategy hands to the engine instead of a candidate when it must know more before it can go on.
+
+    The engine runs the probes, puts what they found into `history.insight`, and asks the strategy again. So a probe is paid for
+    only in a search that comes as far as needing it.
+
+    Attributes:
+        probes: Some of `PROBES`; none that `history.insight` has an answer to.
+    """
+
+    probes: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Insight:
     """The findings of the probes; part of the history, so that a strategy stays a pure function of values.
 
     Attributes:
+        probes: Names of the probes that were run, in that order. What the adapter could not do stays empty all the same.
         divergence: Group name -> divergence of the model's outputs from float when only this group has its preferred
             config ("one-in"); 0 is no difference. Divergences of single groups add up well, so they predict any subset.
         full: Divergence of full int8, without any recipe.
@@ -101,15 +119,30 @@ class Insight:
         full_with_recipes: Divergence of full int8 with these recipes; equal to `full` when there is none.
         divergence_with_recipes: As `divergence`, with these recipes; empty when there is none.
         latency: Times per op; None when the adapter cannot profile.
+        curvature: Group name -> what quantizing its weights adds to the loss by its curvature (HAWQ): the mean trace of the Hessian
+            times the squared distance of the weights from their quantized selves.
         samples: Calibration samples behind it.
         forwards: Forward passes over these samples that the probes took.
     """
 
+    probes: tuple[str, ...] = ()
     divergence: FrozenMap[float] = field(default_factory=FrozenMap)
     full: float = math.nan
     recipes: tuple[str, ...] = ()
     full_with_recipes: float = math.nan
     divergence_with_recipes: FrozenMap[float] = field(default_factory=FrozenMap)
     latency: LatencyProfile | None = None
+    curvature: FrozenMap[float] = field(default_factory=FrozenMap)
     samples: int = 0
     forwards: int = 0
+
+    @property
+    def answered(self) -> frozenset[str]:
+        """Names of the probes that need not be run: they were, or their findings are here already."""
+        given = {
+            "latency": self.latency is not None,
+            "divergence": bool(self.divergence),
+            "divergence_with_recipes": bool(self.divergence_with_recipes),
+            "curvature": bool(self.curvature),
+        }
+        return frozenset(self.probes) | {name for name, is_given in given.items() if is_given}

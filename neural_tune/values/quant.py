@@ -36,12 +36,13 @@ class Granularity(StrEnum):
 
 
 class Observer(StrEnum):
-    """How the range of a tensor is taken from its statistics."""
+    """How the range of a tensor is taken from its statistics; GPTQ is for weights: rounding that makes up for earlier rounding."""
 
     MINMAX = "minmax"
     PERCENTILE = "percentile"
     KL = "kl"
     MSE = "mse"
+    GPTQ = "gptq"
 
 
 class Mode(StrEnum):
@@ -101,7 +102,8 @@ class QuantSpec:
         """Return a short form such as "uint8 asym per_tensor kl"."""
         if self.dtype.is_float:
             return self.dtype.value
-        parts = [self.dtype.value, "sym" if self.symmetric else "asym", self.granularity.value]
+        scope = self.granularity.value if self.group_size is None else f"{self.granularity.value}({self.group_size})"
+        parts = [self.dtype.value, "sym" if self.symmetric else "asym", scope]
         if self.observer is not Observer.MINMAX:
             parts.append(self.observer.value)
         return " ".join(parts)

@@ -118,7 +118,7 @@ class History:
         objectives: What is optimised among the accepted.
         results: Finished trials, in the order in which they ended.
         pending: Trials that are running.
-        insight: What probes found before the search; None when the strategy asked for nothing.
+        insight: What probes have found so far; None when there is nobody to ask (see `ProbeRequest`).
     """
 
     baseline: Baseline

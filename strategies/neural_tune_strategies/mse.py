@@ -11,17 +11,17 @@ On N groups, ranked by the divergence that each causes alone in the model's outp
 Worst case 2 N - 2 trials, and N + 1 for N < 3 (stages 3 and 4 exclude each other). INC ranked by the error of the op's own output, which says nothing about the
 model's (rank correlation near 0, measured), stored measured accuracies under wrong op names, reversed the order
 for lower-is-better metrics, and ranked again after every step with a new pass over the calibration data; divergences of single
-groups add up, so what is left needs no new ranking. Without divergences the last op is taken as the worst.
+groups add up, so what is left needs no new ranking. Divergences are asked for when full int8 was rejected; without them the last op is taken as the worst.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from neural_tune.protocols import Forecast
 from neural_tune.space import TuningSpace
-from neural_tune.values import FLOAT, Candidate, History, Proposal
+from neural_tune.values import FLOAT, Candidate, FrozenMap, History, Insight, ProbeRequest, Proposal
 from neural_tune_strategies.verdicts import Verdicts
 
 
@@ -33,14 +33,26 @@ class Mse:
 
     name = "mse"
     needs_exact_metrics = False
-    wants: frozenset[str] = frozenset({"divergence"})
+    wants: frozenset[str] = frozenset()
+    probe = "divergence"
+    label = "output error"
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
-    def propose(self, space: TuningSpace, history: History) -> Proposal | None:
+    def scores(self, insight: Insight) -> FrozenMap[float]:
+        """Return group -> how much it hurts in int8."""
+        return insight.divergence
+
+    def propose(self, space: TuningSpace, history: History) -> Proposal | ProbeRequest | None:
         """Return the next candidate of the stages; None when they are over or a pending result decides how to go on."""
-        return Verdicts(history).first_open(_stages(space, history, Verdicts(history)))
+        verdicts = Verdicts(history)
+        if space.groups and verdicts.is_done(space.preferred()) and not verdicts.is_accepted(space.preferred()):
+            insight = history.insight
+            if insight is not None and self.probe not in insight.answered:
+                return ProbeRequest((self.probe,))
+        ranked = _ranked(space, self.scores(history.insight or Insight()))
+        return verdicts.first_open(_stages(space, ranked, self.label, verdicts))
 
     def is_content(self, space: TuningSpace, history: History) -> bool:
         """Return whether an accepted model has been taken back to int8 as far as it goes."""
@@ -54,7 +66,7 @@ class Mse:
         return Forecast(expected=1 + groups // 2, worst=max(groups + 1, 2 * groups - 2))
 
 
-def _stages(space: TuningSpace, history: History, verdicts: Verdicts) -> Iterator[Proposal]:
+def _stages(space: TuningSpace, ranked: list[str], label: str, verdicts: Verdicts) -> Iterator[Proposal]:
     """Yield the search; when it is resumed, the verdict on what was yielded last is known."""
     if not space.groups:
         return
@@ -62,10 +74,9 @@ def _stages(space: TuningSpace, history: History, verdicts: Verdicts) -> Iterato
     yield Proposal(full, "full int8")
     if verdicts.is_accepted(full):
         return
-    ranked = _ranked(space, history)
     for count in range(1, len(ranked)):
         candidate = _in_float(space, ranked[:count])
-        yield Proposal(candidate, f"{count} groups in float by output error, now also {ranked[count - 1]}")
+        yield Proposal(candidate, f"{count} groups in float by {label}, now also {ranked[count - 1]}")
         if verdicts.is_accepted(candidate):
             yield from _steps_back(space, verdicts, ranked[:count])
             return
@@ -83,12 +94,11 @@ def _steps_back(space: TuningSpace, verdicts: Verdicts, fallen: list[str]) -> It
             left = fewer
 
 
-def _ranked(space: TuningSpace, history: History) -> list[str]:
-    """Return the groups, the largest divergence first; unknown ones and equals in reverse execution order."""
-    known = history.insight.divergence if history.insight else {}
-    divergence = {name: value for name, value in known.items() if not math.isnan(value)}
+def _ranked(space: TuningSpace, scores: Mapping[str, float]) -> list[str]:
+    """Return the groups, the largest score first; unknown ones and equals in reverse execution order."""
+    known = {name: value for name, value in scores.items() if not math.isnan(value)}
     names = [group.name for group in reversed(space.groups)]
-    return sorted(names, key=lambda name: -divergence.get(name, 0.0))
+    return sorted(names, key=lambda name: -known.get(name, 0.0))
 
 
 def _in_float(space: TuningSpace, names: list[str]) -> Candidate:

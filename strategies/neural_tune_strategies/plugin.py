@@ -54,6 +54,11 @@ EXHAUSTIVE = StrategyPlugin(
     summary="every candidate in a fixed order, the preferred one first",
     create=_creator("exhaustive", "Exhaustive"),
 )
+HAWQ = StrategyPlugin(
+    name="hawq",
+    summary="fallback op by op in the order of Hessian trace times weight error; needs an adapter with gradients",
+    create=_creator("hawq", "Hawq"),
+)
 MSE = StrategyPlugin(
     name="mse",
     summary="fallback op by op in the order of output divergence, then back to int8 from the least sensitive",

@@ -268,7 +268,7 @@ def test_list_names_what_is_missing_and_how_to_get_it(
     assert "topk" in out
     assert main(["list", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"adapters", "strategies", "metrics"}
+    assert set(found) == {"adapters", "strategies", "metrics", "datasets", "transforms"}
     assert found["adapters"][0]["missing"] == ["no_such_package"]
 
 

@@ -32,6 +32,7 @@ from neural_tune.values import (
     OpCapability,
     OpConfig,
     Origin,
+    ProbeRequest,
     Proposal,
     QuantSpec,
     Role,
@@ -142,6 +143,8 @@ profiles = st.builds(
 )
 insights = st.builds(
     Insight,
+    probes=tuples(names),
+    curvature=frozen(numbers),
     divergence=frozen(numbers),
     full=numbers | st.just(math.nan),
     recipes=tuples(names),
@@ -173,6 +176,7 @@ VALUES = {
     ),
     Origin: st.builds(Origin, names, names),
     Proposal: st.builds(Proposal, candidates, names),
+    ProbeRequest: st.builds(ProbeRequest, tuples(names)),
     Trial: trials,
     TrialResult: results,
     Baseline: baselines,

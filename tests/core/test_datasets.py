@@ -147,11 +147,16 @@ def test_no_transform_changes_the_batch_it_is_given(name: str) -> None:
         "Transpose": {"perm": [1, 0]},
         "Reshape": {"shape": [12]},
         "ExpandDims": {},
+        "Resize": {"size": 3},
+        "CenterCrop": {"size": [2, 3]},
+        "ResizeCropImagenet": {"height": 2, "width": 2, "resize_side": 3},
     }
+    images = name in ("Resize", "CenterCrop", "ResizeCropImagenet")
     for dtype in (np.uint8, np.float32):
-        batch = X.astype(dtype)
+        given = X.astype(dtype)[..., None] if images else X.astype(dtype)
+        batch = given.copy()
         apply({name: options[name]}, batch)
-        np.testing.assert_array_equal(batch, X.astype(dtype))
+        np.testing.assert_array_equal(batch, given)
 
 
 def test_an_ambiguous_channel_axis_asks_for_its_name() -> None:
@@ -184,8 +189,8 @@ def test_data_that_does_not_fit_a_transform_is_a_data_error(transform: dict, mes
     ("transform", "message"),
     [
         (
-            {"Resize": {"size": 3}},
-            "Resize: there is no such transform (did you mean 'Reshape'?); there are Cast, Normalize",
+            {"Reshpae": {"shape": [3]}},
+            "Reshpae: there is no such transform (did you mean 'Reshape'?); there are Cast, Normalize",
         ),
         ({"normalise": {}}, "normalise: there is no such transform (did you mean 'Normalize'?)"),
         ({"Cast": {"dtype": "flaot32"}}, "Cast.dtype: found 'flaot32', expected a number format"),
@@ -199,7 +204,15 @@ def test_data_that_does_not_fit_a_transform_is_a_data_error(transform: dict, mes
         ({"Reshape": {"shape": [-1, -1]}}, "Reshape.shape: found [-1, -1]"),
         ({"ExpandDims": {"axis": "last"}}, "ExpandDims.axis"),
         ({"Cast": {"dtype": "int8", "inputs": "x"}}, "Cast.inputs: found 'x', expected a list of input names"),
-        (["Cast"], "found 'Cast', expected a mapping from transform to options"),
+        (["Cast"], "Cast.dtype: missing"),
+        ([3], "found 3, expected a mapping from transform to options"),
+        ({"Resize": {"size": 0}}, "Resize.size: found 0, expected a length in pixels, or height and width"),
+        (
+            {"Resize": {"size": 8, "interpolation": "linear"}},
+            "Resize.interpolation: found 'linear' (did you mean 'bilinear'?)",
+        ),
+        ({"no_such_module:f": {}}, "no_such_module:f.callable: found 'no_such_module:f', but there is no module"),
+        ({"math:floor": {"every": 2}}, "math:floor.every: unknown key; expected per_sample, args, inputs"),
     ],
 )
 def test_a_wrong_transform_is_named(transform: object, message: str) -> None:
@@ -220,7 +233,18 @@ def test_a_wrong_transform_is_named(transform: object, message: str) -> None:
         ({"npz": "all.npz"}, "npz: found 'all.npz', expected a mapping of options"),
         ({"numpy": {"x": "x.npy", "labels": "y.npy"}}, "numpy.labels: unknown key; expected x, y"),
         ({"numpy": {"x": 3}}, "numpy.x: found 3, expected a file name"),
-        ({"ImageFolder": {"root": "."}}, "ImageFolder: there is no such dataset; there are npz, numpy, factory"),
+        (
+            {"COCO": {"root": "."}},
+            "COCO: there is no such dataset; there are npz, numpy, image_folder, csv, cifar10, mnist",
+        ),
+        ({"ImageFolder": {"root": "none"}}, "ImageFolder.path: found 'none', but there is no folder"),
+        ({"image_folder": {"path": ".", "mode": "rgb"}}, "image_folder.mode: found 'rgb'"),
+        ({"mnist": {"path": ".", "split": "val"}}, "mnist.split: found 'val', expected train or test"),
+        ({"mnist": {"path": "."}}, "mnist.path: found no t10k-images-idx3-ubyte[.gz] and t10k-labels-idx1-ubyte[.gz]"),
+        ({"cifar10": {"path": "."}}, "cifar10.path: found no test batches (*.bin) of CIFAR-10"),
+        ({"tfrecord": {"path": "*.tfrecord"}}, "tfrecord.path: found '*.tfrecord', but no such file"),
+        ({"dummy": {"shape": [0, 3]}}, "dummy.shape: found [0, 3], expected a list of lengths"),
+        ({"csv": {"path": "x.npy"}}, "csv.path: "),
         ({"npy": {}}, "npy: there is no such dataset (did you mean 'numpy'?)"),
         ({"npz": {}, "numpy": {}}, "expected one kind of dataset"),
         (

@@ -22,6 +22,7 @@ import neural_tune
 from neural_tune import (
     AccuracyCriterion,
     AdapterError,
+    CapabilityError,
     ConfigError,
     CriterionNotMetError,
     DataError,
@@ -38,7 +39,7 @@ from neural_tune import (
 )
 from neural_tune.testing import ToyAdapter, ToyTask, sabotage, toy_task
 from neural_tune.trials import content_hash
-from neural_tune.values import TrialStatus
+from neural_tune.values import ProbeRequest, TrialStatus
 
 _kill = os.kill
 QUICK = PerformanceConfig(warmup=1, repeats=12, seconds=0.05, batch_size=8)
@@ -159,15 +160,63 @@ def test_the_default_strategy_probes_once_and_says_why(task: ToyTask, tmp_path: 
     assert [event.stage for event in recorder.of(events.StageStarted)].count("probes") == 1
 
 
-def test_probes_are_not_repeated_on_resume(task: ToyTask, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("done", "probed"), [(1, 1), (2, 0)])
+def test_probes_come_when_they_are_needed_and_are_not_repeated_on_resume(
+    task: ToyTask, tmp_path: Path, done: int, probed: int
+) -> None:
     strict, model = AccuracyCriterion(True, "absolute", 0.0), sabotage(task.model, "dense2", 4096.0)
-    begun = run(task, conf(tmp_path, strategy="auto", max_trials=1, accuracy_criterion=strict), model=model)
+    first = Recorder()
+    config = conf(tmp_path, strategy="auto", max_trials=done, accuracy_criterion=strict)
+    begun = run(task, config, model=model, reporter=first)
+    assert "probes" not in [event.stage for event in first.of(events.StageStarted)][:3]  # full int8 comes without them
     recorder = Recorder()
     config = conf(tmp_path, strategy="auto", max_trials=4, accuracy_criterion=strict)
     resumed = run(task, config, model=model, resume=begun.run_directory, reporter=recorder)
-    assert "probes" not in [event.stage for event in recorder.of(events.StageStarted)]
+    assert [event.stage for event in recorder.of(events.StageStarted)].count("probes") == probed
     whole = run(task, config, model=model)
     assert [t.trial.candidate for t in resumed.trials] == [t.trial.candidate for t in whole.trials]
+
+
+def test_a_strategy_that_asks_for_what_it_knows_is_an_error_and_no_endless_loop(
+    task: ToyTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neural_tune_strategies.auto.strategy.Auto.propose", lambda *_: ProbeRequest(("latency",)))
+    with pytest.raises(PluginError, match="asked for the probes"):
+        run(task, conf(tmp_path, strategy="auto"))
+
+
+def test_a_search_without_a_rejection_runs_no_ranking(task: ToyTask, tmp_path: Path) -> None:
+    recorder = Recorder()
+    result = run(task, conf(tmp_path, strategy="auto"), reporter=recorder)
+    assert result.accepted
+    assert len(result.trials) == 1
+    assert "probes" not in [event.stage for event in recorder.of(events.StageStarted)]
+
+
+def test_left_over_time_is_spent_and_the_reason_says_what_it_gained(task: ToyTask, tmp_path: Path) -> None:
+    config = conf(tmp_path, strategy="conservative", timeout=600, max_trials=8, objective="size")
+    result = run(task, config, model=sabotage(task.model, "dense3", 4096.0))
+    accepted = [trial for trial in result.trials if trial.is_accepted]
+    assert result.best is not None
+    assert len(accepted) > 1
+    first, best = accepted[0].objectives["size"], result.best.objectives["size"]
+    later = len(result.trials) - result.trials.index(accepted[0]) - 1
+    said = f"since trial {accepted[0].trial.number}, the first accepted, {later} more gained"
+    assert said in result.reason
+    assert f"size {first:.4g} to {best:.4g}" in result.reason
+    assert best < first
+
+
+def test_hawq_ranks_by_curvature_and_is_refused_where_there_is_none(task: ToyTask, tmp_path: Path) -> None:
+    result = run(task, conf(tmp_path, strategy="hawq"), model=sabotage(task.model, "dense3", 4096.0))
+    assert result.accepted
+    assert {op.name for op in result.ops if op.is_float and op.type == "Dense"} == {"dense3"}
+
+    class Blunt(ToyAdapter):
+        hessian_traces = None  # type: ignore[assignment]
+
+    with pytest.raises(CapabilityError, match="'toy' adapter cannot differentiate"):
+        run(task, conf(tmp_path, strategy="hawq"), framework=Blunt())
 
 
 def test_a_user_rule_keeps_an_op_in_float_and_is_named_as_the_reason(task: ToyTask, tmp_path: Path) -> None:

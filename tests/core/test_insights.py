@@ -82,7 +82,8 @@ def test_nothing_is_run_that_was_not_asked_for(tmp_path: Path) -> None:
     insight = gather(bench, space, frozenset({"latency"}), TASK.batches()[:1], quiet)
     assert not insight.divergence
     assert insight.latency is None  # the toy cannot profile
-    assert insight.forwards == 2  # float and full int8
+    assert insight.forwards == 0
+    assert insight.answered == {"latency"}
 
 
 def test_divergence_is_the_error_over_the_variance_of_the_reference() -> None:
@@ -97,3 +98,51 @@ def test_every_output_counts_the_same_whatever_its_magnitude() -> None:
     small, large = np.array([[1.0, 3.0]]), np.array([[1000.0, 3000.0]])
     found = divergence([(small, large)], [(small, large * 1.1)])
     assert found == pytest.approx(divergence([(large, small)], [(large, small * 1.1)]))
+
+
+def test_mean_traces_are_those_of_the_loss() -> None:
+    """Along a random direction of signs, twice the loss over the squared step is v^T H v, whose mean is the trace."""
+    adapter, step = ToyAdapter(), 1e-3
+    hold = adapter.load(TASK.model, AdapterOptions())
+    batches = TASK.batches()[:2]
+    traces = adapter.hessian_traces(hold, batches, 0)
+    assert traces == adapter.hessian_traces(hold, batches, 1)
+    inputs = np.concatenate(batches)
+
+    def logits(model: ToyModel) -> Any:
+        values = inputs.astype(np.float64)
+        for place, (weight, bias) in enumerate(zip(model.weights, model.biases, strict=True)):
+            values = values @ weight.astype(np.float64) + bias
+            values = values if place == len(model.weights) - 1 else np.maximum(values, 0.0)
+        return values
+
+    reference, draw = logits(TASK.model), np.random.default_rng(0)
+    for place, name in enumerate(TASK.model.dense_names):
+        found = []
+        for _ in range(60):
+            moved = TASK.model.copy()
+            moved.weights[place] = moved.weights[place] + step * draw.choice([-1.0, 1.0], moved.weights[place].shape)
+            found.append(2.0 * np.mean((logits(moved) - reference) ** 2) / reference.var() / step**2)
+        assert np.mean(found) / TASK.model.weights[place].size == pytest.approx(traces[name], rel=0.2)
+
+
+def test_curvature_joins_traces_and_weight_errors_per_group(tmp_path: Path) -> None:
+    bench, space = workbench(sabotage(TASK.model, "dense3", 4096.0), tmp_path)
+    insight = gather(bench, space, frozenset({"curvature"}), TASK.batches()[:2], quiet)
+    full = space.preferred()
+    errors = bench.adapter.weight_errors(bench.model, full)
+    traces = bench.adapter.hessian_traces(bench.model, TASK.batches()[:2], 0)
+    assert insight.curvature == {name: pytest.approx(traces[name] * errors[name]) for name in TASK.model.dense_names}
+    built = bench.adapter.build(bench.model, full, bench.statistics)
+    for layer, weight in zip(built.layers, bench.model.model.weights, strict=True):
+        assert errors[layer.name] == pytest.approx(
+            float(np.square(layer.weight * layer.weight_scale - weight).sum()), rel=1e-5
+        )
+
+
+def test_findings_are_added_to_what_is_known(tmp_path: Path) -> None:
+    bench, space = workbench(TASK.model, tmp_path)
+    known = gather(bench, space, frozenset({"latency"}), TASK.batches()[:1], quiet)
+    both = gather(bench, space, frozenset({"divergence"}), TASK.batches()[:1], quiet, known)
+    assert both.answered == {"latency", "divergence"}
+    assert both.forwards == 1 + len(space.groups) + 1

@@ -170,3 +170,47 @@ def test_installed_wheel_tunes_the_example_to_an_accepted_model(python: Path, tm
     assert result["status"] == "accepted"
     assert result["size_ratio"] > 1.5
     assert any(op["precision"] != "float" for op in result["ops"])
+
+
+KERAS = """\
+import keras
+
+keras.utils.set_random_seed(0)
+layers = [keras.Input((12, 12, 3)), keras.layers.Conv2D(8, 3, activation="relu"), keras.layers.Flatten(), keras.layers.Dense(5)]
+model = keras.Sequential(layers)
+model.save("net.keras")
+model.export("net_saved", verbose=False)
+"""
+TORCH = """\
+def make():
+    import torch
+
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(800, 5)).eval()
+"""
+
+
+@pytest.mark.parametrize(
+    ("needs", "models"),
+    [
+        ("onnxruntime", [["model.onnx"]]),
+        ("tensorflow", [["net.keras"], ["net_saved"]]),
+        ("torchao", [["nets:make", "--shape", "x=1,3,12,12"]]),
+    ],
+)
+def test_a_new_user_needs_a_model_and_two_commands(
+    needs: str, models: list[list[str]], python: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip(needs, reason=f"this adapter needs {needs}")
+    shutil.copy(ROOT / "examples" / "keyword_spotting" / "model" / "dscnn_kws.onnx", tmp_path / "model.onnx")
+    (tmp_path / "nets.py").write_text(TORCH)
+    if needs == "tensorflow":
+        run(python, "-c", KERAS, cwd=tmp_path, TF_CPP_MIN_LOG_LEVEL="3")
+    for number, words in enumerate(models):
+        job = f"job_{number}.yaml"
+        command = python.parent / "neural-tune"
+        run(command, "init", *words, "--output", job, cwd=tmp_path, TF_CPP_MIN_LOG_LEVEL="3")
+        fast = ("--set", "evaluation.performance.seconds=0.2", "--set", f"model.name=try_{number}")
+        run(command, "run", job, *fast, cwd=tmp_path, TF_CPP_MIN_LOG_LEVEL="3")
+        (written,) = (tmp_path / "nt_workspace" / f"try_{number}").glob("*/result.json")
+        assert json.loads(written.read_text())["status"] == "accepted"

@@ -11,6 +11,7 @@ from neural_tune import plugins
 from neural_tune.errors import ConfigError
 from neural_tune.space import TuningSpace
 from neural_tune.testing import begin
+from neural_tune.testing.script import answer
 from neural_tune.testing.spaces import INT8, op, space_of
 from neural_tune.values import (
     FLOAT,
@@ -21,6 +22,7 @@ from neural_tune.values import (
     LatencyProfile,
     OpCapability,
     Origin,
+    ProbeRequest,
     Role,
     Trial,
     TrialResult,
@@ -105,6 +107,9 @@ def search(world, insight, strategy=None, *, workers=1, timeout=False, history=N
             proposal = strategy.propose(world.space, history)
             if proposal is None:
                 break
+            if isinstance(proposal, ProbeRequest):
+                history = answer(history, proposal)
+                continue
             assert world.space.contains(proposal.candidate)
             assert not proposal.candidate.is_float
             assert proposal.candidate.digest not in history.seen
@@ -353,8 +358,8 @@ def test_a_recipe_can_make_full_int8_acceptable():
 def test_fallback_only_leaves_recipes_alone():
     world, culprits = recipe_world(1)
     strategy = Auto(fallback_only=True)
-    assert strategy.wants == {"divergence", "latency"}
-    assert Auto().wants == {"divergence", "latency", "recipes"}
+    assert strategy.wants == {"latency"}
+    assert Auto().wants == {"latency", "recipes"}
     history = search(world, world.insight(recipes=("equalize",)), strategy)
     assert [result.trial.candidate.recipes for result in history.results] == [(), ()]
     assert best(world, history) == culprits
@@ -493,10 +498,125 @@ def test_any_prefix_is_continued_in_the_same_way(timeout):
         assert search(world, insight, Auto(), timeout=timeout, history=prefix) == whole
 
 
-def test_two_workers_run_the_trials_of_one():
+def worker_search(world, insight, workers, order):
+    """Run `workers` trials at a time, which end in the order that `order` draws; return the history and the number of rounds."""
+    strategy, history, rounds = Auto(), start(insight), 0
+    while not strategy.is_content(world.space, history):
+        while len(history.pending) < workers:
+            proposal = strategy.propose(world.space, history)
+            if proposal is None:
+                break
+            if isinstance(proposal, ProbeRequest):
+                history = answer(history, proposal)
+                continue
+            assert proposal.candidate.digest not in history.seen
+            trial = Trial(number=history.next_number, candidate=proposal.candidate, origin=Origin("a", proposal.reason))
+            history = history.with_pending(trial)
+        if not history.pending:
+            break
+        rounds += 1
+        for trial in order.sample(history.pending, len(history.pending)):
+            history = history.with_result(world.result(trial))
+    return history, rounds
+
+
+@pytest.mark.parametrize("workers", [2, 3, 5])
+@pytest.mark.parametrize("seed", [2, 4, 7])
+def test_many_workers_run_the_trials_of_one_in_its_order_and_others_ahead(workers, seed):
+    world, _ = planted(60, 5, seed=seed)
+    insight = world.insight(0.7, 2)
+    alone = [floats(world, result) for result in search(world, insight).results]
+    history, rounds = worker_search(world, insight, workers, random.Random(seed))
+    numbered = sorted(history.results, key=lambda result: result.trial.number)
+    together = [floats(world, result) for result in numbered]
+    assert [item for item in together if item in alone] == alone
+    assert rounds < len(alone)
+    assert all("run ahead" in result.trial.origin.reason for result in numbered if floats(world, result) not in alone)
+    assert not any("run ahead" in result.trial.origin.reason for result in search(world, insight).results)
+    again, _ = worker_search(world, insight, workers, random.Random(seed))
+    assert again == history
+
+
+def test_results_that_were_run_ahead_in_vain_do_not_move_the_search():
     world, _ = planted(60, 5, seed=4)
     insight = world.insight(0.7, 2)
-    assert search(world, insight, workers=2) == search(world, insight, workers=1)
+    alone = search(world, insight)
+    stray = Auto().propose(world.space, start(insight, lower=False))
+    assert stray is not None
+    everything = {group.name: group.choices[0] for group in world.space.groups[::2]}
+    foreign = Trial(number=1, candidate=world.space.candidate(everything), origin=Origin("somebody"))
+    moved = search(world, insight, history=start(insight).with_result(world.result(foreign)))
+    assert [floats(world, r) for r in moved.results[1:]] == [floats(world, r) for r in alone.results]
+
+
+# Probes
+
+
+def test_a_ranking_is_asked_for_only_when_the_cheapest_candidate_was_rejected():
+    world, culprits = planted(20, 1)
+    strategy, history, asked = Auto(), start(Insight(probes=("recipes", "latency"))), []
+    for _ in range(10):
+        proposal = strategy.propose(world.space, history)
+        if isinstance(proposal, ProbeRequest):
+            asked.append((proposal.probes, len(history.results)))
+            history = answer(history, proposal, lambda *_: world.insight())
+            continue
+        if proposal is None or strategy.is_content(world.space, history):
+            break
+        trial = Trial(number=history.next_number, candidate=proposal.candidate, origin=Origin("auto"))
+        history = history.with_result(world.result(trial))
+    assert asked == [(("divergence",), 1)]
+    assert shown(world, history) == ["", *culprits]
+    easy, _ = planted(20, 0)
+    first = Auto().propose(easy.space, start(Insight()))
+    assert not isinstance(first, ProbeRequest)
+    accepted = start(Insight()).with_result(easy.result(Trial(number=1, candidate=first.candidate, origin=Origin("a"))))
+    assert Auto().is_content(easy.space, accepted)
+    assert Auto().propose(easy.space, accepted) is None
+
+
+def test_the_ranking_with_recipes_is_asked_for_first_and_the_plain_one_only_after_it():
+    world, _ = planted(6, 2)
+    space = chain(6, recipes=("smooth",))
+    world = World(space, world.own, tolerated=1e-9)  # nothing is ever accepted
+    strategy, history, asked = Auto(), start(Insight(recipes=("smooth",), probes=("recipes", "latency"))), []
+    while (proposal := strategy.propose(space, history)) is not None:
+        if isinstance(proposal, ProbeRequest):
+            asked += proposal.probes
+            history = answer(history, proposal)
+            continue
+        trial = Trial(number=history.next_number, candidate=proposal.candidate, origin=Origin("auto"))
+        history = history.with_result(world.result(trial))
+    assert asked == ["divergence_with_recipes", "divergence"]
+
+
+# Units and left-over time
+
+
+def test_a_ladder_that_counts_groups_names_no_milliseconds():
+    world, _ = planted(8, 2)
+    dear = {group.name: -1.0 for group in world.space.groups}  # int8 pays nowhere
+    timed = profile(world.space, dear)
+    history = search(world, world.insight(latency=timed))
+    assert shown(world, history)[0] == ""
+    assert len(history.results) > 1
+    assert not any(" ms" in result.trial.origin.reason for result in history.results)
+
+
+def test_left_over_time_exchanges_a_float_group_for_a_cheaper_one():
+    space = chain(4)
+    own = dict.fromkeys(("c000", "c001", "c002", "c003"), 0.5)
+    world = World(space, own, tolerated=1.6)  # any one in float will do
+    gains = {"c000": 0.1, "c001": 0.2, "c002": 0.4, "c003": 0.8}
+    base = {group.name: 1.0 for group in space.groups}
+    timed = LatencyProfile(float_ms=FrozenMap(base), int8_ms=FrozenMap({n: 1.0 - gain for n, gain in gains.items()}))
+    wrong = replace(world.insight(latency=timed), divergence=FrozenMap({**own, "c003": 9.0}))
+    content = search(world, wrong)
+    assert best(world, content) == {"c003"}
+    spent = search(world, wrong, timeout=True)
+    assert {"c003"} not in [floats(world, result) for result in spent.results[-1:]]
+    assert any("in float for it" in result.trial.origin.reason for result in spent.results)
+    assert len(spent.results) <= Auto().forecast(space).worst
 
 
 def test_a_proposal_on_150_ops_takes_well_under_a_second_and_none_is_slower_later():

@@ -23,7 +23,7 @@ from neural_tune.values import (
     Role,
 )
 from neural_tune_strategies.auto.costs import Costs, costs_of, count_costs, latency_costs, size_costs
-from neural_tune_strategies.auto.front import ladder
+from neural_tune_strategies.auto.front import guiding, ladder
 from neural_tune_strategies.auto.ranking import SharedDamage, error_model
 from neural_tune_strategies.auto.tensors import families
 
@@ -120,16 +120,18 @@ MILLISECONDS = st.floats(0.0, 4.0).map(lambda value: round(value, 3))
 
 
 @st.composite
-def profiled(draw):
-    """Return a random graph of groups, float ops and carriers, with a profile."""
+def profiled(draw, kinds=("group", "group", "group", "never", "carrier")):
+    """Return a random graph of groups, float ops and carriers (and companions), with a profile."""
     tensors = ["x"]
     ops = []
     for place in range(draw(st.integers(2, 6))):
         inputs = tuple(draw(st.lists(st.sampled_from(tensors), min_size=1, max_size=2, unique=True)))
-        kind = draw(st.sampled_from(["group", "group", "group", "never", "carrier"]))
+        kind = draw(st.sampled_from(kinds))
         output = (f"t{place}",)
-        if kind == "group":  # no companions: whether they run in int8 depends on their neighbours
+        if kind == "group":
             ops.append(linked(f"g{place}", inputs, output))
+        elif kind == "companion":
+            ops.append(linked(f"j{place}", inputs, output, role=Role.COMPANION))
         elif kind == "carrier":
             ops.append(carrier(f"r{place}", inputs[:1], output))
         else:
@@ -145,8 +147,8 @@ def profiled(draw):
     return space_of(*ops), profile
 
 
-@settings(max_examples=80, deadline=None)
-@given(profiled())
+@settings(max_examples=120, deadline=None)
+@given(profiled(("group", "group", "companion", "never", "carrier")))
 def test_predicted_milliseconds_are_those_of_the_profile(drawn):
     space, profile = drawn
     costs = latency_costs(space, profile, prefer_int8=False)
@@ -155,6 +157,24 @@ def test_predicted_milliseconds_are_those_of_the_profile(drawn):
         for floats in itertools.combinations(names, count):
             expected = profile.predict(space.capability, set(names) - set(floats))
             assert costs.predict(floats) == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_companion_beside_float_ops_costs_what_it_costs_in_float():
+    """x - a - t - add(t, u): with `a` in float the addition has nothing to join, and leaving int8 has its own price."""
+    space = space_of(
+        linked("a", ("x",), ("t",)), linked("b", ("x",), ("u",)), linked("add", ("t", "u"), ("y",), role=Role.COMPANION)
+    )
+    profile = LatencyProfile(
+        float_ms=FrozenMap({"a": 10.0, "b": 10.0, "add": 4.0}),
+        int8_ms=FrozenMap({"a": 3.0, "b": 3.0, "add": 1.0}),
+        border_ms=FrozenMap({"x": 0.5, "t": 7.0, "u": 7.0, "y": 7.0}),
+        leave_ms=FrozenMap({"t": 0.25, "u": 0.25, "y": 0.125}),
+    )
+    costs = latency_costs(space, profile, prefer_int8=False)
+    assert costs.predict(()) == pytest.approx(3 + 3 + 1 + 0.5 + 0.125)
+    assert costs.predict(("a", "b")) == pytest.approx(10 + 10 + 4)
+    assert costs.predict(("a",)) == pytest.approx(10 + 3 + 0.5 + 0.25 + 4)  # t is float and no int8 anchor reads it
+    assert costs.predict(("add",)) == pytest.approx(3 + 3 + 4 + 0.5 + 0.25 + 0.25)
 
 
 def test_the_objective_decides_the_costs():
@@ -238,6 +258,20 @@ def test_where_nothing_pays_the_ladder_counts_ops_and_never_ends_in_all_float():
     model = error_model("abc", (), {"a": 1.0, "b": 3.0, "c": 2.0})
     rungs = ladder(model, Costs(unit="ms", extra=FrozenMap(dict.fromkeys("abc", -1.0))))
     assert floats_of(rungs) == ["", "b", "b c"]
+
+
+def test_all_float_that_is_cheapest_by_a_little_is_doubted():
+    space = space_of(*(linked(f"g{place}", (f"t{place}",), (f"t{place + 1}",)) for place in range(4)))
+    int8 = {"g0": 1.3, "g1": 1.01, "g2": 1.01, "g3": 1.01}
+    slow = FrozenMap({"g0": 1.3, "g1": 1.6, "g2": 1.6, "g3": 1.6})
+    flat = FrozenMap(dict.fromkeys(int8, 1.0))
+    borders = FrozenMap({"t0": 0.6})
+    costs = latency_costs(space, LatencyProfile(float_ms=flat, int8_ms=FrozenMap(int8), border_ms=borders))
+    chosen, floats = guiding(int8, costs)
+    assert (chosen.unit, floats) == ("ms", {"g0"})
+    costs = latency_costs(space, LatencyProfile(float_ms=flat, int8_ms=slow, border_ms=borders))
+    chosen, floats = guiding(int8, costs)
+    assert (chosen.unit, floats) == ("ops", frozenset())
 
 
 def test_a_dear_step_offers_to_take_back_what_it_made_needless():

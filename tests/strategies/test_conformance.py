@@ -36,6 +36,10 @@ class TestAuto(_FirstParty):
     name = "auto"
 
 
+class TestHawq(_FirstParty):
+    name = "hawq"
+
+
 class TestMse(_FirstParty):
     name = "mse"
 

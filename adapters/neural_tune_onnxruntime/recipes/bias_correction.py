@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from neural_tune.errors import AdapterError
-from neural_tune.values import OpConfig, QuantSpec
+from neural_tune.values import Mode, OpConfig, QuantSpec
 from neural_tune_onnxruntime.graph import Op
 from neural_tune_onnxruntime.kernels import Kernel
 from neural_tune_onnxruntime.model import OnnxModel
@@ -28,6 +28,8 @@ from neural_tune_onnxruntime.statistics import Statistics
 
 NAME = "bias_correction"
 _SHIFTS = ("mean shifts",)
+# Both round the weight itself to the codes of its spec; blocks of 4 bits do not come from it.
+_ROUNDED = (Mode.STATIC, Mode.DYNAMIC)
 
 Shift: TypeAlias = NDArray[np.float64]
 Key: TypeAlias = tuple[str, QuantSpec]
@@ -93,7 +95,7 @@ def corrected(model: OnnxModel, configs: Mapping[str, OpConfig], statistics: Sta
     wanted = {
         (name, config.weight): place
         for name, config in configs.items()
-        if config.weight is not None and (place := bias_of(ops[name], model)) is not None
+        if config.weight is not None and config.mode in _ROUNDED and (place := bias_of(ops[name], model)) is not None
     }
     shifts = _shifts(model, tuple(wanted), statistics.inputs)
     changes = {}

@@ -271,6 +271,8 @@ class _Walk:
         kernel = self.model.kernels[op.name]
         if kernel.weight is None or not kernel.is_quantizable or op.inputs[0] != place.tensor:
             return None
+        if not place.channels:
+            raise _NoWayError(f"{place.tensor!r} has no channels")
         shape = self.model.graph.constants[op.inputs[kernel.weight]].shape
         if op.type == "Conv" and place.axis == 1 and not place.flat:
             part = Part(op=op.name, position=1, groups=op.attribute("group", 1))

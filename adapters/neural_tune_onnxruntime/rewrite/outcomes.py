@@ -5,7 +5,8 @@ from __future__ import annotations
 import onnx
 
 from neural_tune.protocols import BuildReport, OpOutcome
-from neural_tune.values import FrozenMap, Mode, OpConfig, Role
+from neural_tune.values import DType, FrozenMap, Mode, OpConfig, Role
+from neural_tune_onnxruntime import forms
 from neural_tune_onnxruntime.graph import Op
 from neural_tune_onnxruntime.model import OnnxModel
 from neural_tune_onnxruntime.rewrite.regions import Regions
@@ -28,8 +29,20 @@ def report(model: OnnxModel, regions: Regions, proto: onnx.ModelProto) -> BuildR
         "dequantize_nodes": kinds.count("DequantizeLinear"),
     }
     return BuildReport(
-        ops=ops, counts=FrozenMap({name: float(value) for name, value in counts.items()}), notes=model.notes
+        ops=ops,
+        counts=FrozenMap({name: float(value) for name, value in counts.items()}),
+        notes=(*model.notes, *_warnings(model, regions)),
     )
+
+
+def _warnings(model: OnnxModel, regions: Regions) -> tuple[str, ...]:
+    """Return what costs time and was asked for all the same."""
+    types = {op.name: op.type for op in model.graph.ops}
+    slow = sum(types[name] == "Conv" and config.mode is Mode.DYNAMIC for name, config in regions.configs.items())
+    activations = (config.activation for config in regions.configs.values() if config.mode is Mode.STATIC)
+    wide = sum(spec is not None and spec.dtype in (DType.INT16, DType.UINT16) for spec in activations)
+    found = [f"{slow} convolutions are dynamic: {forms.SLOW_CONV}"] if slow else []
+    return (*found, *([f"{wide} ops have 16-bit activations: {forms.FLOAT_16}"] if wide else []))
 
 
 def _outcome(op: Op, model: OnnxModel, regions: Regions) -> OpOutcome:

@@ -8,16 +8,20 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from neural_tune.errors import AdapterError
 from neural_tune.numerics import qparams
 from neural_tune.numerics.qparams import Floats, Parameters
-from neural_tune.values import OpConfig
+from neural_tune.values import DType, OpConfig
 from neural_tune_onnxruntime.graph import Op
 from neural_tune_onnxruntime.kernels import Kernel
 from neural_tune_onnxruntime.model import OnnxModel
+from neural_tune_onnxruntime.rewrite import replace as replacement
+from neural_tune_onnxruntime.rewrite.fragment import CONTRIB
 from neural_tune_onnxruntime.rewrite.regions import Coded, Regions
 from neural_tune_onnxruntime.weights import Quantized, onnx_type
 
 _PRODUCER = "neural_tune"
+_WIDE_OPSET = 21
 _QUANTIZED_UNASKED = ("Conv", "ConvTranspose", "Gemm")
 
 
@@ -52,6 +56,7 @@ class _Writer:
     regions: Regions
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     tensors: dict[str, onnx.TensorProto] = field(default_factory=dict)
+    common: set[str] = field(default_factory=set)
 
     def visit(self, op: Op) -> None:
         """Append `op` with the conversions around it."""
@@ -60,6 +65,9 @@ class _Writer:
         config = self.regions.configs.get(op.name)
         kernel = self.model.kernels[op.name]
         inputs = [self._read(op, tensor) for tensor in op.inputs]
+        if config is not None and replacement.is_replaced(config):
+            self._append_fragment(op, config, inputs)
+            return
         if config is not None and kernel.weight is not None:
             self._quantize_operands(op, kernel, config, inputs)
         tail = self.regions.tails.get(op.name)
@@ -97,6 +105,8 @@ class _Writer:
         self.nodes = [node for node in self.nodes if node.op_type != "DequantizeLinear" or node.output[0] in read]
         result = onnx.ModelProto(ir_version=source.ir_version, producer_name=_PRODUCER)
         result.opset_import.extend(source.opset_import)
+        if any(node.domain == CONTRIB for node in self.nodes) and all(i.domain != CONTRIB for i in source.opset_import):
+            result.opset_import.append(helper.make_opsetid(CONTRIB, 1))
         result.metadata_props.extend(source.metadata_props)
         graph = result.graph
         graph.name = source.graph.name
@@ -145,7 +155,9 @@ class _Writer:
         target = f"{tensor}{self._mark}dq{channels}"
         if all(target not in node.output for node in self.nodes):
             inputs = [f"{tensor}{self._mark}q", f"{stem}_scale", f"{stem}_zero"]
-            self.nodes.append(helper.make_node("DequantizeLinear", inputs, [target], f"{target}_node", axis=1))
+            node = helper.make_node("DequantizeLinear", inputs, [target], f"{target}_node", axis=1)
+            node.domain = self._domain(coded)
+            self.nodes.append(node)
         return target
 
     def _coded_name(self, coded: Coded) -> str:
@@ -166,6 +178,18 @@ class _Writer:
         node.input[:] = inputs
         node.output[:] = outputs
         self.nodes.append(node)
+
+    def _append_fragment(self, op: Op, config: OpConfig, inputs: list[str]) -> None:
+        """Append what stands for an op that is not static; nodes that several fragments share come once."""
+        outputs = [self._written_name(name) for name in op.outputs]
+        fragment = replacement.write(op, config, inputs, outputs, self.model)
+        for node in fragment.nodes:
+            if node.output[0] not in self.common:
+                self.nodes.append(node)
+        self.common |= fragment.common
+        self.tensors.update((tensor.name, tensor) for tensor in fragment.tensors)
+        for name in op.outputs:
+            self.code(name)
 
     def _append_integer(self, op: Op, inputs: list[str], tail: str) -> None:
         """Append an op that writes codes, with the Relu or Clip behind it unless saturation does the same."""
@@ -197,13 +221,23 @@ class _Writer:
     def _pair(self, source: str, target: str, coded: Coded, stem: str) -> None:
         scale, zero = self._parameters(coded)
         codes = f"{stem}{self._mark}q"
-        self.nodes.append(helper.make_node("QuantizeLinear", [source, scale, zero], [codes], f"{codes}_node"))
+        domain = self._domain(coded)
+        self.nodes.append(
+            helper.make_node("QuantizeLinear", [source, scale, zero], [codes], f"{codes}_node", domain=domain)
+        )
         self._dequantize_codes(codes, target, coded, stem)
 
     def _dequantize_codes(self, codes: str, target: str, coded: Coded, stem: str) -> None:
         scale, zero = self._parameters(coded)
         name = f"{stem}{self._mark}dq_node"
-        self.nodes.append(helper.make_node("DequantizeLinear", [codes, scale, zero], [target], name))
+        self.nodes.append(
+            helper.make_node("DequantizeLinear", [codes, scale, zero], [target], name, domain=self._domain(coded))
+        )
+
+    def _domain(self, coded: Coded) -> str:
+        """Return the domain of Q and DQ: in standard ONNX they take 16 bits from opset 21 on."""
+        is_wide = coded.parameters.dtype in (DType.INT16, DType.UINT16)
+        return CONTRIB if is_wide and self.model.opset < _WIDE_OPSET else ""
 
     def _parameters(self, coded: Coded) -> tuple[str, str]:
         """Return the names of scale and zero point; tensors that share a scale share these initializers."""
@@ -227,8 +261,12 @@ class _Writer:
             step = self.regions.coded[op.inputs[kernel.data[0]]].parameters.scale
             free = qparams.scale_of_dead_channels(bias, step, found.scale, found.dead)
             found = found if free is None else replace(found, scale=free)
-            widened = qparams.widened_for_bias(bias, step, found.scale) if not found.zero.any() else None
+            with np.errstate(over="ignore"):  # looked for below
+                widened = qparams.widened_for_bias(bias, step, found.scale) if not found.zero.any() else None
             if widened is not None:
+                if not np.isfinite(widened).all():
+                    message = f"op {op.name!r}: its bias (up to {np.abs(bias).max():.3g}) is too large beside its input (steps of {step:.3g}) for any scale in float32; leave it float"
+                    raise AdapterError(message)
                 found = self.model.store.requantized(operand, config.weight, found, widened)
             inputs[kernel.bias] = self._write_bias(op, bias, step, found)
         inputs[kernel.weight] = self._write_weight(op, found)

@@ -16,8 +16,9 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from neural_tune.errors import CapabilityError
-from neural_tune.numerics.qparams import Parameters
-from neural_tune.values import Candidate, OpConfig, QuantSpec, Role, TensorRange
+from neural_tune.numerics.qparams import Parameters, activation_parameters
+from neural_tune.values import Candidate, Mode, OpConfig, QuantSpec, Role, TensorRange
+from neural_tune_onnxruntime import forms
 from neural_tune_onnxruntime.capability import check
 from neural_tune_onnxruntime.graph import Graph, Op
 from neural_tune_onnxruntime.kernels import Kernel
@@ -58,7 +59,7 @@ class Regions:
     """The meaning of a candidate.
 
     Attributes:
-        configs: Op -> config, for the ops that run on codes by their own choice.
+        configs: Op -> config, for the ops that run in low precision by their own choice. Only static ones read and write codes.
         coded: Tensor -> how it is coded.
         folded: Relu or Clip -> the op before it whose saturation replaces it.
         tails: Integer op -> the tensor that carries its codes (behind a folded or kept Relu).
@@ -83,6 +84,9 @@ def plan(model: OnnxModel, candidate: Candidate, find_range: FindRange) -> Regio
         CapabilityError: it names ops, tensors or recipes that do not exist, or configs that cannot run.
     """
     _check(model, candidate)
+    static = {name: config for name, config in candidate.ops.items() if config.mode is Mode.STATIC}
+    others = {name: config for name, config in candidate.ops.items() if name not in static}
+    candidate = Candidate.of(static, candidate.ranges)
     # Only a look at the statistics tells that a tensor has no range. What would code it is then refused, and the rest is planned anew.
     rangeless: frozenset[str] = frozenset()
     while True:
@@ -93,17 +97,21 @@ def plan(model: OnnxModel, candidate: Candidate, find_range: FindRange) -> Regio
         parameters = planner.lay_out(find_range)
         found = {tensor: item for tensor, item in parameters.items() if item is not None}
         if len(found) == len(parameters):
-            return planner.finish(found)
+            return planner.finish(found, others)
         rangeless |= parameters.keys() - found.keys()
 
 
 def _check(model: OnnxModel, candidate: Candidate) -> None:
     variants.check(candidate.recipes, model)
+    ops = {op.name: op for op in model.graph.ops}
     for name, config in candidate.ops.items():
         if name not in model.kernels:
             message = f"the candidate names op {name!r}, which the model does not have"
             raise CapabilityError(message)
-        check(name, model.kernels[name], config)
+        if config.mode is Mode.STATIC:
+            check(name, model.kernels[name], config)
+        else:
+            forms.check(ops[name], model, config)
     for choice in candidate.ranges:
         if choice.tensor not in model.graph.consumers and choice.tensor not in model.graph.producers:
             message = f"the candidate names tensor {choice.tensor!r}, which the model does not have"
@@ -145,7 +153,7 @@ class _Planner:
                     self.wanted_by_anchor |= tensors
             elif kernel.shares_scale:
                 for marks in (self.wanted, self.wanted_by_anchor):
-                    if op.outputs[0] in marks:
+                    if any(name in marks for name in op.outputs):
                         marks.add(op.inputs[0])
 
     def visit(self, op: Op) -> None:
@@ -221,9 +229,10 @@ class _Planner:
 
     def _carry(self, op: Op) -> None:
         self.carried.add(op.name)
-        self.written[op.outputs[0]] = op
         source = op.inputs[0]
-        self.sources[op.outputs[0]] = self.sources.get(source, source)
+        for name in op.outputs:
+            self.written[name] = op
+            self.sources[name] = self.sources.get(source, source)
 
     def lay_out(self, find_range: FindRange) -> dict[str, Parameters | None]:
         """Return the parameters of every coded tensor that has a scale of its own; None for one without a range."""
@@ -234,11 +243,17 @@ class _Planner:
             if self.sources.get(tensor, tensor) == tensor:
                 writer = self.written.get(tensor)
                 choice = choices.get(tensor) or (choices.get(writer.outputs[0]) if writer is not None else None)
-                found[tensor] = find_range(tensor, self._spec(tensor, readers), choice)
+                # Also of a Softmax that the candidate leaves in float: between codes the runtime fuses it all the same, and its kernel wraps around
+                # instead of saturating (onnxruntime 1.31: code 256 becomes 0).
+                maker = self.graph.producers.get(tensor)
+                bounds = self.kernels[maker.name].bounds if maker is not None else None
+                spec = self._spec(tensor, readers)
+                known = activation_parameters(*bounds, spec) if bounds is not None else None
+                found[tensor] = known or find_range(tensor, spec, choice)
         return found
 
-    def finish(self, parameters: Mapping[str, Parameters]) -> Regions:
-        """Return the decisions with the parameters of every coded tensor."""
+    def finish(self, parameters: Mapping[str, Parameters], others: Mapping[str, OpConfig]) -> Regions:
+        """Return the decisions with the parameters of every coded tensor; `others` are the ops that are not static."""
         coded: dict[str, Coded] = {}
         readers = self._readers()
         for tensor, found in parameters.items():
@@ -251,7 +266,7 @@ class _Planner:
                 tensor=tensor, source=source, spec=origin.spec, parameters=origin.parameters, readers=None
             )
         return Regions(
-            configs=MappingProxyType(self.configs),
+            configs=MappingProxyType({**self.configs, **others}),
             coded=MappingProxyType(coded),
             folded=MappingProxyType(self.folded),
             tails=MappingProxyType(self.tails),

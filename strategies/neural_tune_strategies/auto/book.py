@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from neural_tune.space import TuningSpace
 from neural_tune.values import FLOAT, Candidate, History, TrialResult, TrialStatus
@@ -17,6 +17,7 @@ class Family:
 
     space: TuningSpace
     recipes: tuple[str, ...]
+    _memo: dict[Candidate, Floats | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def candidate(self, floats: Floats) -> Candidate:
         """Return the candidate whose float groups are `floats`."""
@@ -25,6 +26,11 @@ class Family:
 
     def floats(self, candidate: Candidate) -> Floats | None:
         """Return the float groups of a member; None for any other candidate."""
+        if candidate not in self._memo:
+            self._memo[candidate] = self._floats(candidate)
+        return self._memo[candidate]
+
+    def _floats(self, candidate: Candidate) -> Floats | None:
         if candidate.ranges or candidate.recipes != self.recipes or candidate.is_float:
             return None
         found = {group.name for group in self.space.groups if self.space.choice_of(candidate, group) == FLOAT}
@@ -42,9 +48,6 @@ class Book:
             floats = family.floats(result.trial.candidate)
             if floats is not None:
                 self._results.setdefault(floats, result)
-        self.pending = frozenset(
-            floats for trial in history.pending if (floats := family.floats(trial.candidate)) is not None
-        )
         self.accepted = frozenset(floats for floats, result in self._results.items() if result.is_accepted)
         self._inaccurate = frozenset(
             floats
@@ -53,8 +56,8 @@ class Book:
         )
 
     def is_known(self, floats: Floats) -> bool:
-        """Return whether it was tried or is running."""
-        return floats in self._results or floats in self.pending
+        """Return whether it was tried."""
+        return floats in self._results
 
     def is_rejected(self, floats: Floats) -> bool:
         """Return whether it was tried in vain, or must miss the criterion because one with more floats did."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from neural_tune.space import TuningSpace
-from neural_tune.values import FrozenMap, Insight, LatencyProfile, Objectives
+from neural_tune.values import FrozenMap, Insight, LatencyProfile, Objectives, Role
 from neural_tune_strategies.auto.tensors import nodes
 
 # An op is left in float for its speed only where the profile is clear: float must win by more than this share of the op's own time plus this
@@ -32,6 +32,28 @@ class Border:
     enter: float
     leave: float
 
+    def is_around(self, groups: Collection[str]) -> bool:
+        """Return whether one of `groups` writes or reads it."""
+        return self.producer in groups or any(consumer in groups for consumer in self.consumers)
+
+
+@dataclass(frozen=True, slots=True)
+class Companion:
+    """A group of one companion op, which runs in int8 only beside int8 ops, whatever a candidate says (`values.insight.Int8Regions`).
+
+    Attributes:
+        name: The group.
+        inputs: Per input tensor, the group that writes it ("" is float whatever is chosen), and the groups of the anchors that read it.
+    """
+
+    name: str
+    inputs: tuple[tuple[str, frozenset[str]], ...]
+
+    def joins(self, floats: Collection[str]) -> bool:
+        """Return whether it runs in int8 when `floats` are the groups (and "") in float."""
+        reachable = all(writer not in floats or not anchors <= frozenset(floats) for writer, anchors in self.inputs)
+        return reachable and any(writer not in floats for writer, _ in self.inputs)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
@@ -41,23 +63,36 @@ class Costs:
         unit: "ms", "bytes" or "ops", for reasons shown to a person.
         extra: Group -> cost of float over int8; negative where int8 does not pay.
         borders: Conversions; milliseconds only.
+        companions: Ops that may run in float though they are asked to run in int8, in execution order; milliseconds only.
         base: Cost of full int8 without conversions.
     """
 
     unit: str
     extra: FrozenMap[float]
     borders: tuple[Border, ...] = ()
+    companions: tuple[Companion, ...] = ()
     base: float = 0.0
+
+    @property
+    def needs(self) -> Iterator[tuple[str, str]]:
+        """Yield companion and writer, where the one runs in int8 only if the other does."""
+        for companion in self.companions:
+            for writer, anchors in companion.inputs:
+                if not anchors:
+                    yield companion.name, writer
 
     def predict(self, floats: Collection[str]) -> float:
         """Return the cost of the candidate in which exactly the groups `floats` are float."""
-        kept = frozenset(floats) | {""}
+        kept = {*floats, ""}
+        for companion in self.companions:
+            if companion.name not in kept and not companion.joins(kept):
+                kept.add(companion.name)
         conversions = 0.0
         for border in self.borders:
             is_float = border.producer in kept
             if any((consumer in kept) != is_float for consumer in border.consumers):
                 conversions += border.enter if is_float else border.leave
-        return self.base + math.fsum(self.extra[name] for name in floats) + conversions
+        return self.base + math.fsum(self.extra[name] for name in kept if name) + conversions
 
 
 def costs_of(space: TuningSpace, objectives: Objectives, insight: Insight | None) -> Costs:
@@ -83,8 +118,7 @@ def size_costs(space: TuningSpace) -> Costs:
 def latency_costs(space: TuningSpace, profile: LatencyProfile, *, prefer_int8: bool = True) -> Costs:
     """Return predicted milliseconds; with `prefer_int8`, a small charge on every float group on top of them.
 
-    An op that only carries data has the precision of the op that wrote it. A companion is taken to run in int8 wherever it is asked to: the
-    conversions that this would need make it float in any candidate worth a trial.
+    An op that only carries data has the precision of the op that wrote it, and a companion is in int8 only where it joins a region.
     """
     node_of = nodes(space)
     read = {tensor for op in space.capability.ops for tensor in op.inputs}
@@ -100,7 +134,27 @@ def latency_costs(space: TuningSpace, profile: LatencyProfile, *, prefer_int8: b
         base += in_float if node is None else in_int8
         if node is not None:
             extra[node] += in_float * (1.0 + noise) - in_int8
-    return Costs(unit="ms", extra=FrozenMap(extra), borders=_borders(space, profile, node_of), base=base)
+    return Costs(
+        unit="ms",
+        extra=FrozenMap(extra),
+        borders=_borders(space, profile, node_of),
+        companions=_companions(space, node_of),
+        base=base,
+    )
+
+
+def _companions(space: TuningSpace, node_of: dict[str, str]) -> tuple[Companion, ...]:
+    groups = {group.ops[0]: group.name for group in space.groups if len(group.ops) == 1}
+    writers = {tensor: node_of.get(op.name, "") for op in space.capability.ops for tensor in op.outputs}
+    anchors: dict[str, set[str]] = {}
+    for op in space.capability.ops:
+        for tensor in op.inputs if op.role is Role.ANCHOR else ():
+            anchors.setdefault(tensor, set()).add(node_of.get(op.name, ""))
+    return tuple(
+        Companion(groups[op.name], tuple((writers.get(t, ""), frozenset(anchors.get(t, ()))) for t in op.inputs))
+        for op in space.capability.ops
+        if op.role is Role.COMPANION and op.name in groups
+    )
 
 
 def _leaving(profile: LatencyProfile, tensor: str) -> float:

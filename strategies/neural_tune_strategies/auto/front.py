@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from neural_tune.values import FrozenMap
 from neural_tune_strategies.auto.costs import Costs
@@ -21,6 +21,8 @@ _Floats = frozenset[str]
 # Steps by which the error falls more than this are filled in, each with at most so many points.
 _LARGE_STEP = 1.25
 _MOST_TAKEN_BACK = 8
+# All float must be cheaper than full int8 by this share to be believed.
+_DOUBT = 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +45,8 @@ def ladder(model: ErrorModel, costs: Costs) -> tuple[Rung, ...]:
 
     Errors fall and costs rise along the ladder, up to the groups of which the model expects no harm: they come last, one by one.
     """
-    names = tuple(model.own)
-    everything = frozenset(names)
-    if cheapest(model, costs, 0.0, frozenset(), everything) == everything:  # nothing pays, so the costs cannot guide
-        costs = Costs(unit="ops", extra=FrozenMap(dict.fromkeys(names, 1.0)))
+    everything = frozenset(model.own)
+    costs, _ = guiding(model.own, costs)
     sets = _refined(_hull(everything, model, costs), model, costs)
     rungs = _undominated(_rung(floats, model, costs) for floats in sets if floats != everything)
     rungs = _undominated([*rungs, *_between(rungs, model, costs)])
@@ -57,6 +57,29 @@ def ladder(model: ErrorModel, costs: Costs) -> tuple[Rung, ...]:
     return tuple(rungs)
 
 
+def guiding(groups: Iterable[str], costs: Costs) -> tuple[Costs, _Floats]:
+    """Return the costs that a search goes by, and the float groups of its cheapest candidate.
+
+    Where all float is the cheapest, but not by much, int8 gets the benefit of the doubt, which a short profile on a busy machine leaves: float groups cost
+    a little more then. Where that keeps less than half in int8, int8 pays nowhere: groups are counted instead, and the cheapest candidate is full int8.
+    """
+    names = tuple(groups)
+    everything = frozenset(names)
+    found = _cheapest_of_all(costs, everything)
+    if not names or found != everything:
+        return costs, found
+    charge = _DOUBT * costs.base / len(names)
+    doubted = replace(costs, extra=FrozenMap({name: extra + charge for name, extra in costs.extra.items()}))
+    found = _cheapest_of_all(doubted, everything)
+    if charge > 0.0 and 2 * len(found) <= len(names):
+        return doubted, found
+    return Costs(unit="ops", extra=FrozenMap(dict.fromkeys(names, 1.0))), frozenset()
+
+
+def _cheapest_of_all(costs: Costs, everything: _Floats) -> _Floats:
+    return cheapest(ErrorModel(own=FrozenMap(dict.fromkeys(everything, 0.0))), costs, 0.0, frozenset(), everything)
+
+
 def _rung(floats: _Floats, model: ErrorModel, costs: Costs) -> Rung:
     return Rung(floats, model.predict(floats), costs.predict(floats))
 
@@ -64,15 +87,21 @@ def _rung(floats: _Floats, model: ErrorModel, costs: Costs) -> Rung:
 def cheapest(model: ErrorModel, costs: Costs, weight: float, least: _Floats, most: _Floats) -> _Floats:
     """Return the float groups, between `least` and `most`, that minimise cost + `weight` x error; of several sets the smallest."""
     labels = Labelling(int8=frozenset(model.own) - most, floats=least | {""})
-    for name, extra in costs.extra.items():
-        labels.prefer(name, if_float=extra, if_int8=weight * model.own[name])
+    free = most - least
+    for name in free:
+        labels.prefer(name, if_float=costs.extra[name], if_int8=weight * model.own[name])
     for border in costs.borders:
+        if not border.is_around(free):
+            continue  # decided by what is fixed
         crossing, returning = ("float", border), ("int8", border)
         labels.charge(border.producer, crossing, border.leave)
         labels.charge(returning, border.producer, border.enter)
         for consumer in border.consumers:
             labels.charge(crossing, consumer, None)  # one conversion serves every float consumer ...
             labels.charge(consumer, returning, None)  # ... and one every int8 consumer
+    for companion, writer in costs.needs:
+        if companion in free or writer in free:
+            labels.charge(companion, writer, None)  # int8 beside a float writer, it would run in float all the same
     for shared in model.shared:
         labels.prefer(shared, if_float=0.0, if_int8=weight * shared.damage)
         for name in shared.groups:
