@@ -144,6 +144,48 @@ def matmul_net() -> onnx.ModelProto:
     return graph_of(nodes, weights(4, w1=(16, 32), b1=(32,), w2=(32, 16), w3=(16, 8)), {"x": ["n", 7, 16]})
 
 
+def lstm_net(direction: str = "forward", layers: int = 2, hidden: int = 24, inputs: int = 20) -> onnx.ModelProto:
+    """Two LSTM layers with biases and initial states left out, and a projection of the last state."""
+    turns = 2 if direction == "bidirectional" else 1
+    nodes, shapes, last, width = [], {}, "x", inputs
+    for layer in range(layers):
+        names = [f"w{layer}", f"r{layer}", f"b{layer}"]
+        nodes.append(
+            helper.make_node(
+                "LSTM",
+                [last, *names],
+                [f"y{layer}", f"h{layer}", ""],
+                f"lstm{layer}",
+                hidden_size=hidden,
+                direction=direction,
+            )
+        )
+        shapes |= {
+            names[0]: (turns, 4 * hidden, width),
+            names[1]: (turns, 4 * hidden, hidden),
+            names[2]: (turns, 8 * hidden),
+        }
+        # (time, directions, batch, hidden) -> (time, batch, directions * hidden)
+        nodes.append(helper.make_node("Transpose", [f"y{layer}"], [f"t{layer}"], f"turn{layer}", perm=[0, 2, 1, 3]))
+        nodes.append(helper.make_node("Reshape", [f"t{layer}", "joined"], [f"z{layer}"], f"join{layer}"))
+        last, width = f"z{layer}", turns * hidden
+    nodes.append(helper.make_node("MatMul", [last, "p"], ["y"], "project"))
+    found = weights(5, **shapes, p=(width, 6)) | {"joined": np.array([0, 0, -1], np.int64)}
+    return graph_of(nodes, found, {"x": [7, "n", inputs]})
+
+
+def embedding_net(vocabulary: int = 300, width: int = 32) -> onnx.ModelProto:
+    """A table, a sum and a product."""
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["e"], "embed"),
+        helper.make_node("MatMul", ["e", "w"], ["m"], "up"),
+        helper.make_node("Tanh", ["m"], ["y"], "tanh"),
+    ]
+    model = graph_of(nodes, weights(6, table=(vocabulary, width), w=(width, 16)), {})
+    model.graph.input.append(helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, ["n", 5]))
+    return model
+
+
 NETS = {
     "conv": conv_net,
     "residual": residual_net,
@@ -204,6 +246,7 @@ def stock(
     activation: QuantType = QuantType.QUInt8,
     weight: QuantType = QuantType.QInt8,
     reduce_range: bool = False,
+    quant_format: QuantFormat = QuantFormat.QDQ,
     **extra: object,
 ) -> Path:
     """Quantize with the runtime's own tool and return the path of its model."""
@@ -214,7 +257,7 @@ def stock(
             str(source),
             str(target),
             Reader(feeds),
-            quant_format=QuantFormat.QDQ,
+            quant_format=quant_format,
             per_channel=per_channel,
             reduce_range=reduce_range,
             activation_type=activation,

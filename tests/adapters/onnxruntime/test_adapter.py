@@ -78,9 +78,8 @@ class TestFile(Conformance):
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"approach": "dynamic"}, "later"),
         ({"approach": "qat"}, "qat"),
-        ({"quant_format": "QOperator"}, "QDQ"),
+        ({"quant_format": "QLinear"}, "QOperator"),
         ({"device": "cuda"}, "cpu"),
         ({"backend": "itex"}, "default"),
         ({"outputs": ("nope",)}, "nope"),

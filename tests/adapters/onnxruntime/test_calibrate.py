@@ -11,8 +11,8 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from neural_tune.errors import AdapterError, DataError
-from neural_tune.values import Observer
 from neural_tune_onnxruntime.calibrate import chunks_of, collect
+from neural_tune_onnxruntime.capability import OBSERVERS
 
 TENSORS = ("conv", "relu", "flat", "product", "log")
 FLOAT = TensorProto.FLOAT
@@ -237,7 +237,7 @@ def same_range(found, first, second):
     return all(
         found.range_of(first, observer, symmetric=False, levels=256)
         == found.range_of(second, observer, symmetric=False, levels=256)
-        for observer in Observer
+        for observer in OBSERVERS
     )
 
 

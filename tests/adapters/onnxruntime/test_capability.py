@@ -78,8 +78,8 @@ def single(kind, inputs, shape=(2, 8, 6, 6), constants=None, **attributes):
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        (lambda: single("Softmax", ["x"]), "six times slower"),
-        (lambda: single("AveragePool", ["x"], kernel_shape=[2, 2]), "fifty times slower"),
+        (lambda: single("Softmax", ["x"]), "five times slower"),
+        (lambda: single("AveragePool", ["x"], kernel_shape=[2, 2]), "six times slower"),
         (lambda: single("Tanh", ["x"]), "not fused"),
         (lambda: single("InstanceNormalization", ["x", "s", "b"], constants=weights(s=(8,), b=(8,))), "not fused"),
         (lambda: single("Add", ["x", "b"], constants=weights(b=(6,))), "constant"),
@@ -110,7 +110,7 @@ def test_grouped_convolution_and_product_of_activations_are_for_those_who_ask():
     assert "depthwise" in op.why
 
 
-@pytest.mark.parametrize("observer", list(Observer))
+@pytest.mark.parametrize("observer", capability.OBSERVERS)
 @pytest.mark.parametrize("granularity", [Granularity.PER_TENSOR, Granularity.PER_CHANNEL])
 def test_every_combination_of_observer_and_granularity_can_be_ruled(observer, granularity):
     restriction = Restriction(

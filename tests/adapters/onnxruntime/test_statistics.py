@@ -15,6 +15,7 @@ from neural_tune.numerics import observers
 from neural_tune.numerics.histogram import Histogram
 from neural_tune.values import Observer
 from neural_tune_onnxruntime import statistics
+from neural_tune_onnxruntime.capability import OBSERVERS
 from neural_tune_onnxruntime.statistics import ChannelStatistics, Statistics, TensorStatistics
 
 
@@ -82,7 +83,7 @@ def test_what_is_saved_comes_back_the_same(stats, tmp_path):
             assert found.channels.axis == expected.channels.axis
             assert np.array_equal(found.channels.absmax, expected.channels.absmax)
             assert np.array_equal(found.channels.mean, expected.channels.mean)
-        for observer in Observer:
+        for observer in OBSERVERS:
             ranges = [item.range_of(name, observer, symmetric=False, levels=256) for item in (stats, loaded)]
             assert ranges[0] == ranges[1]
 
