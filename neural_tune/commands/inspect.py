@@ -22,6 +22,17 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="path of the model, or package.module:callable that makes it")
     parser.add_argument("--framework", default="", metavar="NAME", help="the adapter, where several know the model")
+    parser.add_argument(
+        "--approach", default="static", metavar="NAME", help="static (the default), dynamic, weight_only or auto"
+    )
+    parser.add_argument("--backend", default="default", metavar="NAME", help="backend of the framework")
+    parser.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="INPUT=LENGTHS",
+        help="for PyTorch: such as x=1,3,224,224 or ids=1,128:int64",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(command=_inspect)
 
@@ -44,14 +55,19 @@ def model_of(text: str, what: str) -> object:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     from neural_tune import plugins  # noqa: PLC0415
-    from neural_tune.protocols import AdapterOptions  # noqa: PLC0415
+    from neural_tune.protocols import AdapterOptions, TabulatesFormats  # noqa: PLC0415
     from neural_tune.space import TuningSpace  # noqa: PLC0415
 
     model = model_of(arguments.model, "inspect")
     adapter = plugins.adapter_for(model, arguments.framework)
-    space = TuningSpace.of(adapter.query(adapter.load(model, AdapterOptions())))
+    options = AdapterOptions(
+        approach=arguments.approach, backend=arguments.backend, example=_example(arguments.shape), has_data=True
+    )
+    held = adapter.load(model, options)
+    space = TuningSpace.of(adapter.query(held))
+    formats = adapter.matrix(held) if isinstance(adapter, TabulatesFormats) else ()
     if arguments.json:
-        show_json(_space_as_data(space))
+        show_json({**_space_as_data(space), "formats": [list(row) for row in formats]})
         return MET
     from neural_tune.report import tables  # noqa: PLC0415
 
@@ -63,8 +79,16 @@ def _inspect(arguments: argparse.Namespace) -> int:
         *(f"NOTICE: {note}" for note in (*capability.notes, *space.notices)),
     ]
     ops, legend = tables.space_tables(space)
-    show(lines[0], "", ops, "", legend, "", *lines[1:])
+    matrix = (tables.table_of(formats[0], formats[1:]), "") if formats else ()
+    show(lines[0], "", ops, "", legend, "", *matrix, *lines[1:])
     return MET
+
+
+def _example(shapes: list[str]) -> object:
+    """Return a made-up batch for frameworks that capture a model by calling it; None where nobody gave shapes."""
+    from neural_tune.made_inputs import parse_shapes, random_inputs  # noqa: PLC0415
+
+    return random_inputs(tuple(parse_shapes(shapes).values()), 1) if shapes else None
 
 
 def _space_as_data(space: TuningSpace) -> dict[str, Any]:
