@@ -1,0 +1,209 @@
+"""Graph in, node types and numbers out: the patterns that a TensorFlow int8 rewrite has to know, each on a small graph of its own.
+
+The list follows the names of the fused-pattern and frozen-graph tests of Intel Neural Compressor; the cases are our own. What stock TensorFlow has
+no kernel for (Conv3D, deconvolution, products of two activations) must stay float, say why, and stay right.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from models import ADAPTER, full, graph_of, hold_of, ops_of, run_graph
+
+from neural_tune.values import Candidate, FrozenMap
+from neural_tune_tensorflow.backends import onednn
+from neural_tune_tensorflow.runtime import tf
+
+GENERATOR = np.random.default_rng(23)
+CONV, SLIM, PRODUCT = "_FusedQuantizedConv2D", "_FusedQuantizedDepthwiseConv2D", "_QuantizedMatMul"
+IMAGE, ROWS = (None, 8, 8, 8), (None, 16)
+
+
+def normal(*shape: int) -> Any:
+    return (GENERATOR.normal(size=shape) / np.sqrt(np.prod(shape[:-1]))).astype(np.float32)
+
+
+K3, K1, SQUARE, DEPTH = normal(3, 3, 8, 8), normal(1, 1, 8, 8), normal(16, 16), normal(3, 3, 8, 1)
+BIAS, LONG = normal(8), normal(16)
+
+
+def conv(x: Any, kernel: Any = K3, stride: int = 1, padding: str = "SAME") -> Any:
+    return tf.nn.conv2d(x, kernel, stride, padding)
+
+
+def norm(x: Any) -> Any:
+    ones = np.ones(8, np.float32)
+    return tf.compat.v1.nn.fused_batch_norm(x, ones * 1.3, BIAS, mean=BIAS, variance=ones * 0.7, is_training=False)[0]
+
+
+def pad(x: Any) -> Any:
+    return tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]])
+
+
+@dataclass(frozen=True)
+class Case:
+    """A graph, and what becomes of it.
+
+    Attributes:
+        build: From the input to the result.
+        holds: Op types of the int8 graph with their counts.
+        lacks: Op types that must be gone.
+        shape: Of the input.
+        floats: Op types that stay float, with a word of the reason.
+    """
+
+    build: Callable[[Any], Any]
+    holds: dict[str, int]
+    lacks: tuple[str, ...] = ()
+    shape: tuple[int | None, ...] = IMAGE
+    floats: tuple[tuple[str, str], ...] = ()
+    recipes: tuple[str, ...] = ()
+
+
+CASES = {
+    "conv as output": Case(conv, {CONV: 1, "QuantizeV2": 1, "Dequantize": 1}, ("Conv2D",)),
+    "conv bias": Case(lambda x: conv(x) + BIAS, {CONV: 1, "Dequantize": 1}, ("BiasAdd", "AddV2")),
+    "conv bias relu": Case(lambda x: tf.nn.relu(conv(x) + BIAS), {CONV: 1}, ("Relu", "BiasAdd")),
+    "conv relu6": Case(lambda x: tf.nn.relu6(conv(x) * 9.0), {CONV: 1}, ("Relu6", "Mul")),
+    "conv leaky relu": Case(lambda x: tf.nn.leaky_relu(conv(x)), {CONV: 1, "LeakyRelu": 1}, ("Conv2D",)),
+    "conv batch norm relu": Case(
+        lambda x: tf.nn.relu(norm(conv(x))), {CONV: 1}, ("FusedBatchNormV3", "FusedBatchNorm")
+    ),
+    "conv chain": Case(
+        lambda x: tf.nn.relu(conv(tf.nn.relu(conv(x)), K1)), {CONV: 2, "QuantizeV2": 1, "Dequantize": 1}, ("Relu",)
+    ),
+    "conv add relu": Case(
+        lambda x: tf.nn.relu(conv(y := tf.nn.relu(conv(x))) + y), {CONV: 2, "AddV2": 1, "Dequantize": 2}
+    ),
+    "conv sum relu in place": Case(
+        lambda x: tf.nn.relu(conv(tf.nn.relu(conv(y := tf.nn.relu(conv(x))))) + y),
+        {CONV: 3, "Dequantize": 1},
+        ("AddV2", "Relu"),
+        recipes=("sum_fusion",),
+    ),
+    "pad conv": Case(lambda x: conv(pad(x), padding="VALID"), {CONV: 1}, ("Pad",)),
+    "pad conv stride": Case(lambda x: tf.nn.relu(conv(pad(x), stride=2, padding="VALID")), {CONV: 1}, ("Pad",)),
+    "shared pad": Case(
+        lambda x: conv(p := pad(x), padding="VALID") + conv(p, K3 * 0.5, padding="VALID"),
+        {CONV: 2, "AddV2": 1},
+        ("Pad",),
+    ),
+    "depthwise": Case(
+        lambda x: tf.nn.relu6(tf.nn.depthwise_conv2d(x, DEPTH, [1, 1, 1, 1], "SAME") + BIAS), {SLIM: 1}, ("Relu6",)
+    ),
+    "pad depthwise": Case(
+        lambda x: tf.nn.relu(tf.nn.depthwise_conv2d(pad(x), DEPTH, [1, 2, 2, 1], "VALID")), {SLIM: 1}, ("Pad",)
+    ),
+    "max pool": Case(
+        lambda x: conv(tf.nn.max_pool2d(tf.nn.relu(conv(x)), 2, 2, "SAME"), K1),
+        {CONV: 2, "QuantizedMaxPool": 1, "QuantizeV2": 1, "Dequantize": 1},
+        ("MaxPool",),
+    ),
+    "pad before max pool": Case(
+        lambda x: conv(tf.nn.max_pool2d(pad(tf.nn.relu(conv(x))), 3, 2, "VALID"), K1),
+        {CONV: 2, "QuantizedMaxPool": 1, "Pad": 1, "Bitcast": 2, "QuantizeV2": 1, "Dequantize": 1},
+    ),
+    "average pool": Case(
+        lambda x: conv(tf.nn.avg_pool2d(tf.nn.relu(conv(x)), 2, 2, "SAME"), K1),
+        {CONV: 2, "AvgPool": 1, "QuantizeV2": 2},
+        floats=(("AvgPool", "no int8 kernel"),),
+    ),
+    "concat": Case(
+        lambda x: conv(tf.concat([tf.nn.relu(conv(x)), tf.nn.relu(conv(x, K1))], 3), normal(1, 1, 16, 8)),
+        {CONV: 3, "ConcatV2": 1, "QuantizeV2": 1, "Dequantize": 1},
+    ),
+    "concat with a float branch": Case(
+        lambda x: conv(tf.concat([tf.nn.relu(conv(x)), tf.sin(x)], 3), normal(1, 1, 16, 8)),
+        {CONV: 2, "ConcatV2": 1, "Sin": 1, "QuantizeV2": 2, "Dequantize": 2},
+    ),
+    "matmul": Case(lambda x: x @ SQUARE, {PRODUCT: 1, "QuantizeV2": 1}, ("MatMul", "Dequantize"), ROWS),
+    "matmul bias relu": Case(
+        lambda x: tf.nn.relu(x @ SQUARE + LONG) @ SQUARE + LONG,
+        {PRODUCT: 2, "QuantizeV2": 1},
+        ("Relu", "BiasAdd"),
+        ROWS,
+    ),
+    "matmul bias add": Case(
+        lambda x: (x @ SQUARE + LONG) + tf.sin(x), {PRODUCT: 1, "AddV2": 1, "Sin": 1}, ("Dequantize",), ROWS
+    ),
+    "matmul gelu": Case(
+        lambda x: tf.nn.gelu(x @ SQUARE + LONG) @ SQUARE, {PRODUCT: 2, "QuantizeV2": 1}, ("Erfc", "Mul"), ROWS
+    ),
+    "matmul approximate gelu": Case(
+        lambda x: tf.nn.gelu(x @ SQUARE + LONG, approximate=True) @ SQUARE, {PRODUCT: 2}, ("Tanh", "Pow"), ROWS
+    ),
+    "batch matmul with a constant": Case(
+        lambda x: tf.matmul(x, SQUARE[None]), {PRODUCT: 1, "QuantizeV2": 1}, ("BatchMatMulV2",), (None, 5, 16)
+    ),
+    "batch matmul of activations": Case(
+        lambda x: tf.matmul(x, tf.matmul(x, SQUARE[None]), transpose_b=True),
+        {PRODUCT: 1, "BatchMatMulV2": 1},
+        (),
+        (None, 5, 16),
+        (("BatchMatMulV2", "both operands are activations"),),
+    ),
+    "conv 3d": Case(
+        lambda x: tf.nn.conv3d(x, normal(3, 3, 3, 4, 4), [1, 1, 1, 1, 1], "SAME")[:, 0, :, :, :] @ normal(4, 4),
+        {"Conv3D": 1, PRODUCT: 1},
+        (),
+        (None, 4, 4, 4, 4),
+        (("Conv3D", "no int8 kernel"),),
+    ),
+    "deconvolution": Case(
+        lambda x: conv(tf.nn.conv2d_transpose(x, normal(3, 3, 8, 8), [2, 16, 16, 8], 2)),
+        {"Conv2DBackpropInput": 1, CONV: 1},
+        (),
+        IMAGE,
+        (("Conv2DBackpropInput", "deconvolution"),),
+    ),
+    "pre-activation norm": Case(
+        lambda x: conv(tf.nn.relu(norm(x))), {CONV: 1, "Relu": 1}, ("Conv2D",), floats=(("Relu", "no int8 kernel"),)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_pattern(name: str, tmp_path: Any) -> None:
+    case = CASES[name]
+    graph_def = graph_of(case.build, {"x": case.shape})
+    hold = hold_of(graph_def, recipes=FrozenMap(dict.fromkeys(case.recipes, True)))
+    batch = GENERATOR.normal(size=[size or 2 for size in case.shape]).astype(np.float32)
+    statistics = ADAPTER.calibrate(hold, [batch], tmp_path)
+    candidate = Candidate.of(full(hold).ops, (), case.recipes)
+    kinds = Counter(ops_of(onednn.rewrite(hold, candidate, statistics)))
+    assert {kind: kinds[kind] for kind in case.holds} == case.holds, dict(kinds)
+    assert not [kind for kind in case.lacks if kinds[kind]], dict(kinds)
+    built = ADAPTER.build(hold, candidate, statistics, 1)
+    (found,) = ADAPTER.run(built, batch)
+    (expected,) = run_graph(graph_def, {"x": batch})
+    centred = expected - expected.mean()
+    noise = np.sum((found - expected) ** 2) / np.sum(centred**2)
+    assert -10.0 * np.log10(noise) > 26.0, "the signal is lost: a scale, a layout or a padding is wrong"
+    outcomes = {op.type: op for op in ADAPTER.report(built).ops if op.is_float}
+    for kind, reason in case.floats:
+        assert reason in outcomes[kind].reason
+
+
+def read_later(x: Any) -> Any:
+    y = tf.nn.relu(conv(x))
+    return tf.nn.relu(conv(tf.nn.relu(conv(y))) + y) * 0.5 + conv(y, K1)
+
+
+def read_by_itself(x: Any) -> Any:
+    y = tf.nn.relu(conv(x))
+    return tf.nn.relu(conv(y) + y)
+
+
+@pytest.mark.parametrize("build", [read_later, read_by_itself])
+def test_a_sum_is_not_taken_over_where_its_summand_is_still_read(build: Any, tmp_path: Any) -> None:
+    """In place, the kernel would overwrite what another convolution (or it itself) still reads; TensorFlow crashes on the second graph."""
+    hold = hold_of(graph_of(build, {"x": IMAGE}), recipes=FrozenMap({"sum_fusion": True}))
+    batch = GENERATOR.normal(size=(2, 8, 8, 8)).astype(np.float32)
+    statistics = ADAPTER.calibrate(hold, [batch], tmp_path)
+    planned = onednn.planned_of(hold, Candidate.of(full(hold).ops, (), ("sum_fusion",)), statistics)
+    assert planned.sums == {}
