@@ -10,6 +10,9 @@ PIP := $(BIN)/python -m pip
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 INPUTS := pyproject.toml constraints.txt
 PYTEST_ARGS ?=
+# Two files at a time; a file stays together, because its fixtures are dear. `make test WORKERS=0` runs one after the other.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 # The settings of another environment that would send an install somewhere else; indexes and proxies stay in force.
 unexport PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PYTHONPATH PYTHONHOME VIRTUAL_ENV
@@ -47,13 +50,13 @@ light-import: $(VENV)/.installed-dev ## `import neural_tune` loads no framework
 	$(BIN)/python -m pytest -q tests/packaging/test_light_import.py
 
 test: $(VENV)/.installed-all ## the whole test suite, with every framework
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 core: $(VENV)/.installed-dev ## the tests that need no framework
-	$(BIN)/python -m pytest tests/core tests/strategies $(PYTEST_ARGS)
+	$(PYTEST) tests/core tests/strategies $(PYTEST_ARGS)
 
 adapters: $(VENV)/.installed-all ## the tests of the framework adapters
-	$(BIN)/python -m pytest tests/adapters $(PYTEST_ARGS)
+	$(PYTEST) tests/adapters $(PYTEST_ARGS)
 
 docs: $(VENV)/.installed-dev ## run every example of README.md and docs/
 	$(BIN)/python -m pytest tests/packaging/test_docs.py $(PYTEST_ARGS)

@@ -200,7 +200,10 @@ class TrialRunner:
             _replace_folder(folder, beside)
             return replace(trained, note="trained from uncalibrated ranges")
         told = f"trained: {trained.error or _numbers(trained)}; post-training: {floor.error or _numbers(floor)}"
-        keeps_trained = trained.status is TrialStatus.COMPLETE and self._slack(trained) > self._slack(floor)
+        # A floor that failed has no files: whatever training gave is then all there is, even if its metric is NaN.
+        keeps_trained = trained.status is TrialStatus.COMPLETE and (
+            floor.status is TrialStatus.FAILED or self._slack(trained) > self._slack(floor)
+        )
         if keeps_trained:
             _replace_folder(folder, beside)
         else:

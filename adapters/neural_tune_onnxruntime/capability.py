@@ -35,7 +35,14 @@ _ACTIVATIONS = (*_EIGHT_BITS, DType.UINT16, DType.INT16)
 
 
 def query(model: OnnxModel) -> Capability:
-    """Return the choices of every op of `model`, in execution order."""
+    """Return the choices of every op of `model`, in execution order; found out once per model."""
+    if "capability" not in model.remembered:
+        model.remembered["capability"] = _found(model)
+    known: Capability = model.remembered["capability"]
+    return known
+
+
+def _found(model: OnnxModel) -> Capability:
     graph = model.graph
     joining, searched = (_reachable(model, search=search) for search in (False, True))
     ops = tuple(

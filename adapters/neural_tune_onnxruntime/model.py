@@ -58,6 +58,7 @@ class OnnxModel:
         has_data: False where it is known that no calibration data is given.
         accuracy_level: Of products with blocks of 4 or 8 bits: 4 rounds activations to int8 per block, 0 computes in float.
         spool: Calibration inputs that a build may look at; None where there are none.
+        remembered: What follows from all of the above and costs time, by name; `replace` makes a model that remembers nothing.
     """
 
     proto: onnx.ModelProto
@@ -75,6 +76,7 @@ class OnnxModel:
     has_data: bool = True
     accuracy_level: int = 4
     spool: Spool | None = None
+    remembered: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def input_names(self) -> tuple[str, ...]:

@@ -27,6 +27,8 @@ PROVIDERS: Mapping[str, str] = MappingProxyType(
         "dnnl": "DnnlExecutionProvider",
     }
 )
+# What `options=` may hold.
+KEYS = ("accuracy_level", "provider", "target")
 # Names that Intel Neural Compressor gave to the same providers, as `backend`.
 _BACKENDS = {"default": "", "onnxrt_cuda_ep": "cuda", "onnxrt_trt_ep": "tensorrt", "onnxrt_dnnl_ep": "dnnl"}
 # uint8 activations and int8 weights where VNNI multiplies them; without VNNI one bit less, because two such products saturate in 16
@@ -61,8 +63,9 @@ class Settings:
         """Return the settings that `options` name.
 
         Raises:
-            CapabilityError: a format, target or provider does not exist, is not installed, or does not go with the others.
+            CapabilityError: an option, format, target or provider does not exist, is not installed, or does not go with the others.
         """
+        _check_keys(options)
         quant_format = _FORMATS.get(options.quant_format.lower())
         if quant_format is None:
             message = (
@@ -78,6 +81,13 @@ class Settings:
         if options.reduce_range is not None:
             processor = replace(processor, saturates=options.reduce_range)
         return cls(quant_format=quant_format, processor=processor, provider=provider, notes=notes)
+
+
+def _check_keys(options: AdapterOptions) -> None:
+    unknown = [f"{key!r}{close_to(key, KEYS)}" for key in options.extra if key not in KEYS]
+    if unknown:
+        message = f"options: found {', '.join(unknown)}; the ONNX Runtime adapter knows {', '.join(KEYS)}"
+        raise CapabilityError(message)
 
 
 def _provider(options: AdapterOptions) -> str:

@@ -210,11 +210,16 @@ def _points(name: str, results: Iterable[TrialResult], x: list[Any], metric: str
         "mode": "markers",
         "name": name,
         "x": x,
-        "y": [(result.metrics or result.bounds).get(metric) for result in members],
+        "y": [_finite((result.metrics or result.bounds).get(metric)) for result in members],
         "marker": {"color": color, "size": 11, "symbol": symbol},
         "text": [f"trial {result.trial.number}: {_plain(result.trial.origin.reason)}" for result in members],
         "hovertemplate": "%{text}<br>%{x}<br>" + _plain(metric) + " %{y:.5g}<extra></extra>",
     }
+
+
+def _finite(value: float | None) -> float | None:
+    """Return `value`, None where it has no place in a plot: JSON has no NaN, and one diverged trial must not cost the whole page."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _float_point(x: list[float], y: list[float], unit: str, metric: str) -> Figure:

@@ -100,7 +100,8 @@ def read(directory: str | Path) -> RunRecord:
     trials = tuple(from_jsonable(TrialResult, record["result"]) for record in by_kind.get("trial", ()))
     ended = {result.trial.number for result in trials}
     started = [record["number"] for record in by_kind.get("started", ()) if record["number"] not in ended]
-    outcome = _outcome(folder.root / "result.json") if "end" in by_kind else None
+    # Behind an earlier end stand the records of a run that was resumed: it is under way again, and result.json is that of before.
+    outcome = _outcome(folder.root / "result.json") if records[-1]["kind"] == "end" else None
     return RunRecord(
         job=folder.root.resolve().parent.name,
         directory=folder.root,
