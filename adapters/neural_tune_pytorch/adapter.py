@@ -107,7 +107,7 @@ class PyTorchAdapter:
         """
         feed = to_feed(inputs, built.calling)
         try:
-            with torch.no_grad(), running_with(built.threads):
+            with torch.no_grad(), torch.autocast("cpu", enabled=False), running_with(built.threads):
                 return to_arrays(built.network(*feed))
         except (AdapterError, DataError, CapabilityError):
             raise
@@ -130,8 +130,9 @@ class PyTorchAdapter:
     def guard(self, artifact: Path, inputs: Inputs) -> tuple[str, ...]:
         """Return what a person must see: fewer int8 kernels than ops that should be in int8."""
         built = self.restore(artifact, 1)
+        known = built.report().notes  # the build has told these already
         self.run(built, inputs)
-        return built.report().notes
+        return tuple(note for note in built.report().notes if note not in known)
 
     def size(self, built: Built) -> int:
         """Return the bytes that `save` takes on disk."""
@@ -154,7 +155,8 @@ class PyTorchAdapter:
             raise AdapterError(
                 f"{artifact.name}: found a file of backend {name!r}, expected one that neural_tune saved ({', '.join(BACKENDS)})"
             )
-        return backend_named(name).restore(artifact, metadata, threads)
+        with archive.data_only(artifact):
+            return backend_named(name).restore(artifact, metadata, threads)
 
     def toggles(
         self, model: TorchModel, candidate: Candidate, statistics: Statistics | None, threads: int | None

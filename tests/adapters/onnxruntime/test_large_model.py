@@ -98,7 +98,7 @@ def spacious(tmp_path, monkeypatch):
 def test_a_model_above_two_gigabytes_is_quantized_run_and_saved_and_no_protobuf_grows_large(spacious, monkeypatch):
     given = []
     start = session.start
-    monkeypatch.setattr(session, "start", lambda model, options: given.append(model) or start(model, options))
+    monkeypatch.setattr(session, "start", lambda model, *rest: given.append(model) or start(model, *rest))
     path, weight_bytes = write_large_model(spacious)
     assert weight_bytes > PROTOBUF_LIMIT
     x = np.random.default_rng(99).standard_normal((2, WIDTHS[0])).astype(np.float32)

@@ -77,7 +77,7 @@ def test_fit_accepts_within_one_percent(builders, tmp_path, name, approach, comp
     if compiles and lowering.probe().problem:
         pytest.skip("torch.compile finds no C++ compiler here")
     is_text = name == "minilm_stsb"
-    calibration, evaluate = sentence_task(builders, name, 150) if is_text else image_task(builders, name, 400)
+    calibration, evaluate = sentence_task(builders, name, 80) if is_text else image_task(builders, name, 400)
     network = builders.torch_model(name)
     result = fit(
         network,
