@@ -230,6 +230,9 @@ class _Comparison:
             return Check(name=name, outcome=Outcome.SKIPPED, locked=locked, detail="the float model is another one")
         if not is_same_data or self.result.artifact is None:
             return Check(name=name, outcome=Outcome.SKIPPED, locked=locked, detail="the evaluation data changed")
+        if not self.lock.evaluation and calibration_digest(self.run) != self.lock.calibration:
+            # Where nobody sees the evaluation data, the distance is that on a batch of calibration data.
+            return Check(name=name, outcome=Outcome.SKIPPED, locked=locked, detail="the calibration data changed")
         now = distances_of(self.run, self.result.artifact)
         if len(now) != len(self.values.distances):
             return Check(name=name, outcome=Outcome.SKIPPED, locked=locked, detail="measured on other samples")

@@ -321,5 +321,8 @@ def _squares(parts: list[Array]) -> Array:
     """Return the sum of squares per sample; values that are not finite count as a very large number."""
     if not parts:
         return np.zeros(1)
-    total = sum(np.square(np.nan_to_num(part, nan=1e6, posinf=1e6, neginf=-1e6)).reshape(len(part), -1).sum(axis=1) for part in parts)
+    total = sum(
+        np.square(np.nan_to_num(part, nan=1e6, posinf=1e6, neginf=-1e6)).reshape(len(part), -1).sum(axis=1)
+        for part in parts
+    )
     return np.asarray(total)

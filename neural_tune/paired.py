@@ -89,8 +89,11 @@ def _sign_flips(drops: Array, seed: int) -> float:
         return 1.0
     generator = np.random.default_rng(seed)
     observed = changed.sum()
+    rounding = 1e-12 * float(np.abs(changed).sum())  # losses of 1e-15 per sample are losses, too
     # In blocks: 2,000 sign vectors of a large set would not fit into memory.
-    hits = sum(int((changed @ generator.choice((-1.0, 1.0), len(changed))) >= observed - 1e-12) for _ in range(_ROUNDS))
+    hits = sum(
+        int((changed @ generator.choice((-1.0, 1.0), len(changed))) >= observed - rounding) for _ in range(_ROUNDS)
+    )
     return (hits + 1) / (_ROUNDS + 1)
 
 

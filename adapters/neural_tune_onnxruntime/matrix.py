@@ -69,10 +69,10 @@ def _never(why: str) -> Row:
 
 
 _NOT_FUSED = "not fused: conversions would be pure loss (x1.0, isolated 0.2 to 0.6)"
-# What was measured: CPU time of the op in float32 over that of its int8 kernel, onnxruntime 1.31, one thread, all optimizations on, sessions of one-op graphs of
-# typical sizes in turns, median of the ratios (good to about 3 %). Inside a region: tensors arrive and leave as codes. Isolated: a QuantizeLinear before and a
-# DequantizeLinear behind it count as well. "x3.99" is AMD Zen 4 with AVX512-VNNI, "AMX x1.9" an Intel Xeon with AMX. Figures "on MobileNet" or "on BERT" are of
-# whole models (benchmarks/onnxruntime/bench_speed.py, bench_dynamic.py). Other processors and runtimes give other figures: they order choices, no result reports them.
+# What was measured: time of the op in float32 over its time in int8, with onnxruntime 1.31, all optimizations and one thread; medians of CPU time of runs in turns
+# (good to about 3 %). Inside a region: tensors arrive and leave as codes, the two kernels alone are compared. Isolated: a QuantizeLinear before the op and a
+# DequantizeLinear behind it count as well. "x3.99" is AMD Zen 4 with AVX512-VNNI, "AMX x1.9" an Intel Xeon with AMX. Figures "on MobileNet" or "on BERT" are
+# those of whole models. Other processors, shapes and versions give other figures: these order the choices, the figures of a result are always measured anew.
 ROWS: Mapping[str, Row] = MappingProxyType(
     {
         "Conv": Row(

@@ -24,6 +24,7 @@ BITS = {DType.INT4: 4, DType.UINT4: 4, DType.INT8: 8, DType.UINT8: 8}
 RATIOS = tuple(1.0 - 0.05 * step for step in range(1, 10))
 # Columns whose clipping ratios are searched together: bounds the memory of the search.
 _COLUMNS = 256
+_TINY = np.finfo(np.float32).tiny
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,10 +86,10 @@ def block_parameters(blocks: NDArray[np.floating], bits: int, *, symmetric: bool
     middle, last = 1 << (bits - 1), (1 << bits) - 1
     if symmetric:
         extreme = np.where(np.abs(high) > np.abs(low), high, low)
-        scale = (extreme / np.float32(-middle)).astype(np.float32)
+        scale = _normal(extreme / np.float32(-middle))
         return scale, np.full(scale.shape, middle, np.uint8)
     low, high = np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
-    scale = ((high - low) / np.float32(last)).astype(np.float32)
+    scale = _normal((high - low) / np.float32(last))
     zero = np.divide(-low, scale, out=np.zeros_like(scale), where=scale != 0)
     return scale, np.clip(_rounded(zero), 0, last).astype(np.uint8)
 
@@ -170,6 +171,11 @@ def _without_padding(codes: Bytes, rows: int) -> Bytes:
     flat = codes.reshape(codes.shape[0], -1)
     flat[:, rows:] = 0
     return flat.reshape(codes.shape)
+
+
+def _normal(scale: NDArray[np.floating]) -> Floats:
+    """Return scales whose inverse is finite: the weights of a unit that decayed to nothing (below 1e-38) become zero, not infinity times zero."""
+    return np.where(np.abs(scale) < _TINY, np.float32(0), scale).astype(np.float32)
 
 
 def _rounded(values: Floats) -> Floats:

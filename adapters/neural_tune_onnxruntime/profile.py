@@ -21,7 +21,7 @@ import onnx
 
 from neural_tune.errors import AdapterError
 from neural_tune.protocols import Inputs
-from neural_tune.values import FLOAT_CANDIDATE, Candidate, Capability, FrozenMap, LatencyProfile, Role
+from neural_tune.values import FLOAT_CANDIDATE, Candidate, Capability, FrozenMap, LatencyProfile, Mode, Role
 from neural_tune.values.insight import Int8Regions
 from neural_tune_onnxruntime import build as building
 from neural_tune_onnxruntime import capability, session
@@ -87,8 +87,8 @@ def profile(
     draft = LatencyProfile(
         float_ms=FrozenMap(spent[0].ops),
         int8_ms=FrozenMap({name: spent[1].ops.get(name, 0.0) for name in int8}),
-        border_ms=FrozenMap(_borders(offered, spent, sizes, "enter")),
-        leave_ms=FrozenMap(_borders(offered, spent, sizes, "leave") | _free(model)),
+        border_ms=FrozenMap(_borders(offered, spent, sizes, "enter") | _read_in_float(model, candidate)),
+        leave_ms=FrozenMap(_borders(offered, spent, sizes, "leave") | _free(model, candidate)),
         batch_size=next((len(values) for values in feed.values() if values.ndim), 1),
         threads=threads,
     )
@@ -160,7 +160,23 @@ def spend(model: OnnxModel, recordings: Sequence[Recording]) -> list[Spent]:
     runs = np.array([item.run_ms for item in recordings])
     factor, extra = _nonnegative(rows / runs[:, None], np.ones(len(runs)))
     costs = [{name: factor * value + extra for name, value in item.node_ms.items()} for item in recordings]
-    return [attribute(model, item.optimized, cost) for item, cost in zip(recordings, costs, strict=True)]
+    spent = [attribute(model, item.optimized, cost) for item, cost in zip(recordings, costs, strict=True)]
+    for item, found in zip(recordings, spent, strict=True):
+        _book_own_conversions(model, item.candidate, found)
+    return spent
+
+
+def _book_own_conversions(model: OnnxModel, candidate: Candidate, spent: Spent) -> None:
+    """Count for an op itself what turns its codes into float where no neighbour ever gets codes: the rows that a table in int8 hands out."""
+    for tensor in list(spent.leave):
+        writer = model.graph.producers.get(tensor)
+        if writer is not None and _hands_out_float(writer.name, candidate):
+            spent.ops[writer.name] += spent.leave.pop(tensor)
+
+
+def _hands_out_float(name: str, candidate: Candidate) -> bool:
+    """Return whether an op reads and writes float whatever its neighbours are: in every mode but the static one."""
+    return name in candidate.ops and candidate.ops[name].mode is not Mode.STATIC
 
 
 def _undisturbed(item: Recording) -> Recording:
@@ -253,12 +269,26 @@ def _borders(offered: Capability, spent: Sequence[Spent], sizes: Mapping[str, in
     return found
 
 
-def _free(model: OnnxModel) -> dict[str, float]:
-    """Return the tensors that leave int8 at no cost: Gemm and MatMul hand out float as fast as codes."""
-    return {
+def _free(model: OnnxModel, candidate: Candidate) -> dict[str, float]:
+    """Return the tensors that leave int8 at no cost: Gemm and MatMul hand out float as fast as codes, and what is not static does it always."""
+    found = {
         op.outputs[0]: 0.0
         for op in model.graph.ops
         if model.kernels[op.name].role is Role.ANCHOR and not model.kernels[op.name].emits
+    }
+    own = (op for op in model.graph.ops if _hands_out_float(op.name, candidate))
+    return found | {tensor: 0.0 for op in own for tensor in op.outputs if tensor}
+
+
+def _read_in_float(model: OnnxModel, candidate: Candidate) -> dict[str, float]:
+    """Return the tensors that enter int8 at no cost: nothing but ops that are not static reads them."""
+    readers = model.graph.consumers
+    return {
+        tensor: 0.0
+        for tensor, ops in readers.items()
+        if tensor not in model.graph.constants
+        and any(_hands_out_float(op.name, candidate) for op in ops)
+        and not any(op.name in candidate.ops and not _hands_out_float(op.name, candidate) for op in ops)
     }
 
 

@@ -21,13 +21,20 @@ def observed(model: OnnxModel, candidate: Candidate, statistics: Statistics) -> 
         variant = variants.prepare(model, candidate.recipes, statistics)
         model, statistics = variant.model, variant.statistics or statistics
     planned = regions.plan(model, candidate, build.ranges_of(statistics))
-    chosen = {choice.tensor: choice.observer for choice in candidate.ranges}
+    chosen = {choice.tensor: choice.observer.value for choice in candidate.ranges}
+    for op in model.graph.ops:
+        # A choice for what an op writes holds for the tensor behind its Relu, where the codes are; a known range has no observer at all.
+        tail = planned.tails.get(op.name)
+        if tail is not None and op.outputs[0] in chosen:
+            chosen.setdefault(tail, chosen[op.outputs[0]])
+        if model.kernels[op.name].bounds is not None:
+            chosen[op.outputs[0]] = ""
     in_codes = {*planned.configs, *planned.carried}
     found = []
     for tensor, coded in planned.coded.items():
         if coded.source == tensor and tensor in statistics.tensors:
             readers = tuple(op.name for op in model.graph.ops if tensor in op.inputs and op.name in in_codes)
-            observer = chosen.get(tensor, coded.spec.observer).value
+            observer = chosen.get(tensor, coded.spec.observer.value)
             found.append(_entry(tensor, readers, observer, coded.parameters, statistics))
     return tuple(found)
 

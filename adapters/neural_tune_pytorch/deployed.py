@@ -30,7 +30,8 @@ class Deployed(nn.Module):
         built = self._built
         values = built.calling.bind(arguments, keywords)
         feed = tuple(fit(value, info) for value, info in zip(values, built.calling.inputs, strict=True))
-        with torch.no_grad(), threads(built.threads):
+        # Under autocast compiled int8 would be compiled again, to bfloat16 and without a word.
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), threads(built.threads):
             return unflatten(built.network(*feed), built.calling.outputs)
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002 - the signature of nn.Module

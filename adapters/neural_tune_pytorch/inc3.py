@@ -41,6 +41,7 @@ from neural_tune.protocols import AdapterOptions
 from neural_tune.space import TuningSpace
 from neural_tune.values import FrozenMap
 from neural_tune_pytorch.adapter import PyTorchAdapter
+from neural_tune_pytorch.calling import parameters_of
 
 # What `prepare` keeps of the batches that pass through it.
 _MOST_BYTES = 1 << 30
@@ -81,9 +82,19 @@ class _QuantConfig:
         return self.w_dtype in _FLOATS or self.act_dtype in _FLOATS
 
     def wishes(self) -> Any:
-        """Return this configuration as a wish of `PostTrainingQuantConfig`."""
+        """Return this configuration as a wish of `PostTrainingQuantConfig`.
+
+        Raises:
+            ConfigError: it asks for what has no kernel.
+        """
         if self.is_float:
             return "float"
+        only = {"w_sym": True, "w_algo": "minmax", "act_granularity": "per_tensor"}
+        for name, value in only.items():
+            if getattr(self, name) != value:
+                raise ConfigError(
+                    f"{name}: found {getattr(self, name)!r}, expected {value!r}: no int8 kernel takes anything else"
+                )
         return {
             "activation": {
                 "dtype": [self.act_dtype],
@@ -176,8 +187,7 @@ class Prepared(nn.Module):
         Raises:
             DataError: more than 1 GiB of inputs went through: a few hundred samples are enough.
         """
-        batch = keywords or (arguments if len(arguments) > 1 else arguments[0])
-        kept = _kept(batch)
+        kept = _kept(self._batch(arguments, keywords))
         self._bytes += _size(kept)
         if self._bytes > _MOST_BYTES:
             raise DataError(
@@ -186,6 +196,16 @@ class Prepared(nn.Module):
         self.batches.append(kept)
         with torch.no_grad():
             return self.model(*arguments, **keywords)
+
+    def _batch(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
+        """Return what was passed as one batch: several inputs by name, so that the second one is not taken for labels."""
+        if len(arguments) == 1 and not keywords:
+            return arguments[0]
+        names = [item.name for item in parameters_of(self.model)]
+        if len(arguments) > len(names) and not keywords:  # forward(*inputs)
+            return arguments
+        given = {**dict(zip(names, arguments, strict=False)), **keywords}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def prepare(model: nn.Module, quant_config: _QuantConfig, example_inputs: Any = None) -> Prepared:
@@ -236,9 +256,7 @@ def convert(
         prepared.model,
         AdapterOptions(approach=config.approach, backend=backend, example=example, extra=FrozenMap(options or {})),
     )
-    rules = parse_rules(
-        op_name=config.rules_for(prepared.model), model_wise=config.wishes()
-    )
+    rules = parse_rules(op_name=config.rules_for(prepared.model), model_wise=config.wishes())
     space = TuningSpace.of(adapter.query(held), rules, {})
     if not space.groups:
         raise ConfigError(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from neural_tune.errors import AdapterError, CapabilityError, DataError
 from neural_tune.evaluation import split_batch
 from neural_tune.protocols import AdapterOptions
-from neural_tune_pytorch import inputs
+from neural_tune_pytorch import archive, inputs
 from neural_tune_pytorch.backend import Feed, Source
 from neural_tune_pytorch.calling import Calling, Flat, InputInfo, Style, describe, flatten, required_names
 
@@ -36,7 +36,7 @@ def take(model: object, options: AdapterOptions) -> Source:
         notes.append(
             "weights in half or double precision were taken as float32; the int8 model computes what stays float in float32"
         )
-        module = module.float()
+        module = (_with_own_tensors(module) if _is_exported(module) else module).float()
     _eval(module)
     if module is not model and not _is_exported(module):
         module.requires_grad_(requires_grad=False)
@@ -94,7 +94,10 @@ def _as_module(model: object) -> nn.Module:
         return model.module(check_guards=False)
     if isinstance(model, str | Path):
         try:
-            return torch.export.load(str(model)).module(check_guards=False)
+            with archive.data_only(Path(model)):
+                return torch.export.load(str(model)).module(check_guards=False)
+        except AdapterError:
+            raise
         except Exception as error:
             raise AdapterError(
                 f"{model}: torch.export cannot load it ({type(error).__name__}: {first_line(error)})"
@@ -147,6 +150,15 @@ def _twin(tensor: Tensor | None, memo: dict[int, Any]) -> Tensor | None:
         values = tensor.detach().clone()
         memo[id(tensor)] = nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
     return memo[id(tensor)]
+
+
+def _with_own_tensors(module: nn.Module) -> nn.Module:
+    """Return an exported module whose tensors are its own: it shares them with the caller's program, where `float()` would change them too."""
+    twin, memo = copy.copy(module), dict[int, Any]()
+    for part in twin.modules():
+        for table in (part._parameters, part._buffers):  # noqa: SLF001 - there is no other way in
+            table.update({name: _twin(tensor, memo) for name, tensor in table.items()})
+    return twin
 
 
 def _eval(module: nn.Module) -> None:

@@ -80,6 +80,15 @@ def check_model(model: Any) -> None:
         raise CapabilityError(message)
     if not model.built:
         raise CapabilityError("the Sequential model has no weights yet: give it an Input layer, or call it once")
+    # Layers are joined by name, here and in the copies: one name for two would give one of them the other's weights.
+    distinct = {id(layer): name for name, layer in _walk(model)}
+    twice = sorted(name for name, count in Counter(distinct.values()).items() if count > 1)
+    if twice:
+        message = (
+            f"quantization-aware training tells layers apart by name, and {len(twice)} names stand for several layers of nested models, "
+            f"{twice[0]!r} among them: give every layer a name of its own"
+        )
+        raise CapabilityError(message)
 
 
 @dataclass(frozen=True, slots=True)

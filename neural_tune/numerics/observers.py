@@ -86,7 +86,9 @@ def find_range(
         Observer.MSE: partial(_mse, observed, symmetric=symmetric, levels=levels),
     }
     if observer not in search:
-        raise ConfigError(f"observer {observer.value!r}: it is for weights; an activation takes one of {', '.join(search)}")
+        raise ConfigError(
+            f"observer {observer.value!r}: it is for weights; an activation takes one of {', '.join(search)}"
+        )
     low, high = search[observer]()
     bottom, top = _minmax(observed, symmetric=symmetric)
     return max(low, bottom), min(high, top)

@@ -7,6 +7,7 @@ Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CV
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -24,7 +25,7 @@ _FULL = {DType.UINT8: (0, 255), DType.INT8: (-128, 127), DType.UINT16: (0, 65535
 _SYMMETRIC = {DType.UINT8: (0, 255), DType.INT8: (-127, 127), DType.UINT16: (0, 65535), DType.INT16: (-32767, 32767)}
 # Seven bits: two products of uint8 and int8 then fit into the int16 of processors without VNNI.
 _REDUCED = {DType.UINT8: (0, 127), DType.INT8: (-64, 64)}
-_STORED = {
+_STORED: Mapping[DType, np.dtype[Any]] = {
     DType.UINT8: np.dtype(np.uint8),
     DType.INT8: np.dtype(np.int8),
     DType.UINT16: np.dtype(np.uint16),

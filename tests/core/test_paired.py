@@ -65,3 +65,13 @@ def test_the_interval_of_a_ratio_is_one_for_equal_values_and_holds_the_ratio_oth
     assert low < ratio < high
     assert 1.2 < ratio < 1.4
     assert ratio_interval(np.zeros(4), np.zeros(4))[0] == 1.0
+
+
+def test_a_loss_is_found_whatever_the_unit_of_the_values() -> None:
+    rng = np.random.default_rng(0)
+    before = rng.gamma(2.0, size=200)
+    after = before + rng.normal(0.05, 0.1, 200)
+    whole = paired_test(before, after, higher_is_better=False)
+    small = paired_test(before * 1e-15, after * 1e-15, higher_is_better=False)
+    assert whole.p < 0.001
+    assert small.p == pytest.approx(whole.p)

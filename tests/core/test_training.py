@@ -10,6 +10,7 @@ import pytest
 
 from neural_tune import (
     AccuracyCriterion,
+    AdapterError,
     CapabilityError,
     ConfigError,
     PerformanceConfig,
@@ -120,6 +121,43 @@ def test_a_diverged_training_is_a_failed_attempt_and_the_post_training_model_sta
     without = tune(task, task.model, tmp_path / "b", diverge, calib_dataloader=None)
     assert not without.accepted
     assert "not finite" in without.reason
+
+
+def test_where_no_post_training_model_can_be_built_the_trained_one_is_kept_whatever_its_metric_says(
+    task: ToyTask, tmp_path: Path
+) -> None:
+    refused: list[Any] = []
+
+    class Unbuildable(ToyAdapter):
+        def build(self, model: Any, candidate: Any, statistics: Any, threads: int | None = None) -> Any:
+            if not candidate.is_float and not refused:
+                refused.append(candidate)
+                raise AdapterError("no kernel for these ranges")
+            return super().build(model, candidate, statistics, threads)
+
+    seen: list[float] = []
+
+    def diverged(_: Any) -> float:
+        seen.append(0.0)
+        return 0.9 if len(seen) == 1 else float("nan")
+
+    result = fit(
+        task.model,
+        QuantizationAwareTrainingConfig(
+            workspace=str(tmp_path / "w"),
+            performance=QUICK,
+            tuning_criterion=TuningCriterion(strategy="basic", max_trials=1),
+        ),
+        calib_dataloader=task.batches(),
+        eval_func=diverged,
+        train_func=lambda model: model.fit(*training_data(task), epochs=1),
+        framework=Unbuildable(),
+        reporter="quiet",
+    )
+    assert result.status == "best_effort", result.reason
+    assert result.best is not None
+    assert "the trained model was kept (trained: " in result.best.note
+    assert result.artifact is not None
 
 
 def test_what_train_func_raises_propagates(task: ToyTask, tmp_path: Path) -> None:

@@ -161,6 +161,34 @@ def test_a_run_under_way_has_a_page_that_says_so(toy_run: TuneResult, tmp_path: 
     assert "being measured" in html.page(read(run))
 
 
+def test_a_resumed_run_is_under_way_and_not_what_its_old_result_says(toy_run: TuneResult, tmp_path: Path) -> None:
+    run = tmp_path / "job" / "run"
+    shutil.copytree(toy_run.run_directory, run)
+    trial = next(line for line in (run / "journal.jsonl").read_text().splitlines() if '"kind": "trial"' in line)
+    with (run / "journal.jsonl").open("a") as journal:
+        journal.write(f"{trial}\n")
+    record = read(run)
+    assert (run / "result.json").is_file()
+    assert record.outcome is None
+    assert len(record.trials) == len(toy_run.trials) + 1
+
+
+def test_a_trial_whose_metric_is_no_number_costs_its_point_and_not_the_page(
+    toy_run: TuneResult, tmp_path: Path
+) -> None:
+    record = read(toy_run.run_directory)
+    worst = [
+        replace(trial, metrics=FrozenMap(dict.fromkeys(trial.metrics, value)))
+        for trial, value in zip(record.trials, (float("nan"), float("inf")), strict=False)
+    ]
+    assert len(worst) == 2
+    broken = replace(record, trials=(*worst, *record.trials[2:]))
+    assert "Every trial" in html.page(broken)
+    figure = figures.accuracy_against_ops(broken)
+    assert figure is not None
+    assert sum(value is None for part in figure["data"] for value in part["y"]) == 2
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="journal"):
         html.write(tmp_path)

@@ -200,6 +200,22 @@ def test_float_must_win_clearly_to_be_chosen_for_its_speed():
     )
 
 
+def test_weights_that_cost_no_measurable_time_are_int8_because_size_is_free_then():
+    def cheapest(parameters, int8_ms):
+        space = space_of(*(linked(n, (), (), parameters=count) for n, count in zip("abcd", parameters, strict=True)))
+        profile = LatencyProfile(
+            float_ms=FrozenMap({"a": 10.0, "b": 10.0, "c": 10.0, "d": 0.1}),
+            int8_ms=FrozenMap({"a": 3.0, "b": 3.0, "c": 3.0, "d": int8_ms}),
+        )
+        return floats_of(ladder(error_model("abcd", (), dict.fromkeys("abcd", 1.0)), latency_costs(space, profile)))[0]
+
+    # Float is let off 0.76 ms whatever a group holds (a tenth of a mean group), and 0.3 ms more for half of all weights (1 % of the model's time).
+    assert cheapest((0, 0, 0, 0), 0.84) == ""
+    assert cheapest((0, 0, 0, 0), 0.95) == "d"
+    assert cheapest((300, 300, 300, 900), 0.95) == ""
+    assert cheapest((300, 300, 300, 900), 1.5) == "d"
+
+
 # ladder
 
 

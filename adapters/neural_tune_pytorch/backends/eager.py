@@ -132,8 +132,8 @@ class EagerBackend:
         def run(changed: nn.Module) -> Any:
             return source.calling.call(changed, source.example)
 
-        for anchor, norm in list(eager_flow.foldable_norms(module, eager_flow.record(module, run))):
-            folded = fx_graph.folded_norm(module.get_submodule(anchor), module.get_submodule(norm))
+        for anchor, norm, axes in list(eager_flow.foldable_norms(module, eager_flow.record(module, run))):
+            folded = fx_graph.folded_norm(module.get_submodule(anchor), module.get_submodule(norm), axes)
             if folded is not None:
                 module.set_submodule(anchor, folded)
                 module.set_submodule(norm, nn.Identity())
@@ -330,6 +330,7 @@ class _Island(nn.Module):
     ) -> None:
         super().__init__()
         self.kernel = kernel
+        self.has_grid = source is not None
         self.scale = 1.0 if source is None else source.scale
         self.zero_point = 0 if source is None else source.zero
         self.dequantizes_input = dequantizes_input
@@ -340,6 +341,12 @@ class _Island(nn.Module):
         if x.is_quantized:
             x = x.dequantize() if self.dequantizes_input else x
         elif not self.dequantizes_input:
+            if (
+                not self.has_grid
+            ):  # trained on codes of the op before it; any range made up here would be wrong without a word
+                raise RuntimeError(
+                    "an int8 module got a float input where codes always arrived: forward() took another path"
+                )
             x = torch.quantize_per_tensor(x, self.scale, self.zero_point, torch.quint8)
         y = self.kernel(x)
         return y.dequantize() if self.dequantizes_output else y

@@ -63,11 +63,13 @@ class Flow:
         calls: In order.
         results: Numbers of the tensors that the model returned.
         touched: Watched modules of which something outside read a tensor (`self.embed.weight`): they must stay what they are.
+        axes: Number of axes of every tensor, by its number.
     """
 
     calls: tuple[Call, ...]
     results: frozenset[int]
     touched: frozenset[str]
+    axes: tuple[int, ...]
 
     def readers(self, tensor: int) -> tuple[Call, ...]:
         """Return the calls that read a tensor."""
@@ -131,11 +133,8 @@ def record(module: nn.Module, run: Callable[[nn.Module], Any]) -> Flow:
     finally:
         for path, child in watched.items():
             module.set_submodule(path, child)
-    return Flow(
-        calls=tuple(recorder.calls),
-        results=frozenset(recorder.number(tensor) for tensor in leaves(result)),
-        touched=frozenset(recorder.touched),
-    )
+    results = frozenset(recorder.number(tensor) for tensor in leaves(result))
+    return Flow(calls=tuple(recorder.calls), results=results, touched=frozenset(recorder.touched), axes=recorder.axes())
 
 
 def leaves(value: Any) -> Iterator[Tensor]:
@@ -150,8 +149,8 @@ def leaves(value: Any) -> Iterator[Tensor]:
             yield from leaves(item)
 
 
-def foldable_norms(module: nn.Module, flow: Flow) -> Iterator[tuple[str, str]]:
-    """Yield (convolution or linear, batch norm) for every norm that reads one such module's output, alone."""
+def foldable_norms(module: nn.Module, flow: Flow) -> Iterator[tuple[str, str, int]]:
+    """Yield (convolution or linear, batch norm, axes of the tensor between) for every norm that reads one such module's output, alone."""
     for name in flow.modules:
         calls = flow.calls_of(name)
         if not isinstance(module.get_submodule(name), swap.ANCHORS) or len(calls) != 1 or name in flow.touched:
@@ -166,7 +165,7 @@ def foldable_norms(module: nn.Module, flow: Flow) -> Iterator[tuple[str, str]]:
             and len(flow.calls_of(norm)) == 1
             and norm not in flow.touched
         ):
-            yield name, norm
+            yield name, norm, flow.axes[written]
 
 
 @dataclass(slots=True)
@@ -182,6 +181,9 @@ class _Numbers:
             self.alive.append(tensor)
         return self.known[id(tensor)]
 
+    def axes(self) -> tuple[int, ...]:
+        return tuple(tensor.dim() for tensor in self.alive)
+
 
 class _Recorder(TorchFunctionMode):
     """Notes every function outside of watched modules."""
@@ -195,6 +197,9 @@ class _Recorder(TorchFunctionMode):
 
     def number(self, tensor: Tensor) -> int:
         return self._numbers.of(tensor)
+
+    def axes(self) -> tuple[int, ...]:
+        return self._numbers.axes()
 
     def note(self, name: str, inputs: Any, outputs: Any, *, is_module: bool) -> None:
         read = tuple(self.number(tensor) for tensor in leaves(inputs))

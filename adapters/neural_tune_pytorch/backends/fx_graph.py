@@ -139,7 +139,7 @@ def capture(source: Source, options: AdapterOptions) -> Captured:
         raise CapabilityError(
             f"the FX graph of {type(source.module).__name__} computes something else than the module; use backend 'pt2e' or 'eager'"
         )
-    _fold_norms(graph)
+    _fold_norms(graph, source.example)
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
     graph.recompile()
@@ -251,8 +251,10 @@ def _is_slice(index: Any) -> bool:
     return all(isinstance(item, slice) or item is Ellipsis for item in items)
 
 
-def _fold_norms(graph: fx.GraphModule) -> None:
+def _fold_norms(graph: fx.GraphModule, example: tuple[Tensor, ...]) -> None:
     """Fold every batch norm into the convolution or linear whose only reader it is."""
+    with torch.no_grad():
+        shapes = tensors(graph, example)
     calls: dict[str, int] = {}
     for node in graph.graph.nodes:
         if node.op == "call_module":
@@ -265,16 +267,26 @@ def _fold_norms(graph: fx.GraphModule) -> None:
             continue
         if calls[str(before.target)] > 1 or calls[str(node.target)] > 1:
             continue
-        folded = folded_norm(graph.get_submodule(str(before.target)), graph.get_submodule(str(node.target)))
+        axes = len(shapes.get(before.name, ()))
+        folded = folded_norm(graph.get_submodule(str(before.target)), graph.get_submodule(str(node.target)), axes)
         if folded is not None:
             graph.set_submodule(str(before.target), folded)
             node.replace_all_uses_with(before)
             graph.graph.erase_node(node)
 
 
-def folded_norm(module: nn.Module, norm: nn.Module) -> nn.Module | None:
-    """Return `module` with the batch norm behind it folded in; None where that cannot be done. Both are only read."""
+def folded_norm(module: nn.Module, norm: nn.Module, axes: int) -> nn.Module | None:
+    """Return `module` with the batch norm behind it folded in; None where that cannot be done. Both are only read.
+
+    Args:
+        module: A Linear or convolution.
+        norm: The batch norm that reads it, and nothing else does.
+        axes: Number of axes of the tensor between them. A norm goes along axis 1, which is that of the output channels only where a
+            convolution has its batch axis, and a Linear no axis between rows and features.
+    """
     if type(module) not in swap.ANCHORS or getattr(norm, "running_var", None) is None:
+        return None
+    if axes != (2 if isinstance(module, nn.Linear) else module.weight.dim()):
         return None
     fuse = torch.nn.utils.fusion
     together = fuse.fuse_linear_bn_eval if isinstance(module, nn.Linear) else fuse.fuse_conv_bn_eval

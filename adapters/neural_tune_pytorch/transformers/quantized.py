@@ -37,7 +37,7 @@ class QuantizedModel(nn.Module):
     def forward(
         self,
         labels: Tensor | None = None,
-        num_items_in_batch: Any = None,  # noqa: ARG002 - what a Trainer passes to models that scale their own loss
+        num_items_in_batch: Any = None,  # what a Trainer passes to models that scale their own loss
         **inputs: Any,
     ) -> ModelOutput:
         """Return the model's outputs; with `labels`, a loss in front of them (see `loss_of`)."""
@@ -46,7 +46,7 @@ class QuantizedModel(nn.Module):
         found = answer if isinstance(answer, dict) else {"logits": answer[0] if isinstance(answer, tuple) else answer}
         if labels is None:
             return ModelOutput(found)
-        return ModelOutput(loss=loss_of(found["logits"], labels, self.config), **found)
+        return ModelOutput(loss=loss_of(found["logits"], labels, self.config, num_items_in_batch), **found)
 
     def train(self, mode: bool = True) -> Self:
         """Switch the mode of a model that trains; a finished one stays as it is."""
@@ -68,16 +68,21 @@ def load_quantized(directory: str | os.PathLike[str], *, threads: int | None = N
     return QuantizedModel(neural_tune.load(directory, threads=threads), config)
 
 
-def loss_of(logits: Tensor, labels: Tensor, config: Any) -> Tensor:
+def loss_of(logits: Tensor, labels: Tensor, config: Any, items: Any = None) -> Tensor:
     """Return the loss that Hugging Face's heads compute: mean squared error for one output, binary cross-entropy for several labels at once, else cross-entropy.
 
     Args:
         logits: float, shape (..., classes).
         labels: Classes, shape (...), with -100 for what does not count; or floats of the shape of the logits.
         config: Its `num_labels` and `problem_type` decide.
+        items: Number of labels that count in all batches of one optimizer step. With gradient accumulation a Trainer leaves it to the loss to divide by it
+            (cross-entropy only, as in Hugging Face's heads); None takes the mean over this batch.
     """
     if getattr(config, "num_labels", 2) == 1:
         return nn.functional.mse_loss(logits.squeeze(-1).float(), labels.reshape(logits.shape[:-1]).float())
     if labels.is_floating_point() and labels.shape == logits.shape:
         return nn.functional.binary_cross_entropy_with_logits(logits.float(), labels)
-    return nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1))
+    rows, targets = logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1)
+    if items is None:
+        return nn.functional.cross_entropy(rows, targets)
+    return nn.functional.cross_entropy(rows, targets, reduction="sum") / items

@@ -31,6 +31,8 @@ _CARRIED = OpConfig(mode=Mode.STATIC, activation=QuantSpec(dtype=DType.INT8, sym
 # The codes of a model output are laid over a wider range than calibration saw: a logit above it would be cut to the largest code, and
 # two classes that are cut tie. An eighth of the span on either side costs 0.3 bits of one tensor.
 OUTPUT_HEADROOM = 0.125
+# What stands between logits and a result and keeps their order: logits that are cut tie behind it as well.
+_ENDINGS = frozenset({"SOFTMAX", "LOG_SOFTMAX", "LOGISTIC"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,7 +252,7 @@ def _ranges(model: LiteModel, planned: Plan, candidate: Candidate, statistics: S
     wanted.update(
         {choice.tensor: (choice.observer, choice.percentile) for choice in candidate.ranges if choice.tensor in ranks}
     )
-    results = {port.tensor for port in model.outputs}
+    results = _results(model)
     found = {}
     for name, rank in ranks.items():
         if name not in statistics.tensors:
@@ -260,6 +262,16 @@ def _ranges(model: LiteModel, planned: Plan, candidate: Candidate, statistics: S
         if name in results:
             low, high = _widened(low, high)
         found[name] = {bound: np.full((1,) * rank, value, np.float32) for bound, value in (("min", low), ("max", high))}
+    return found
+
+
+def _results(model: LiteModel) -> set[str]:
+    """Return the tensors that hold the model's results: its outputs, and what only moves or a softmax stand between."""
+    found = {port.tensor for port in model.outputs}
+    for op in reversed(model.ops):
+        is_ending = op.type in _ENDINGS or litert_kernels.kernel_of(op).role is Role.PASS_THROUGH
+        if is_ending and any(tensor.name in found for tensor in op.outputs):
+            found.update(tensor.name for tensor in op.activations)
     return found
 
 

@@ -107,6 +107,8 @@ def _absorb_norm(graph: Graph, reader: Any, current: str, chain: _Chain) -> bool
     if reader.attr["data_format"].s not in (b"", b"NHWC"):
         return False
     gamma, beta, mean, variance = (np.asarray(value, np.float64) for value in values)
+    if gamma.size != chain.scale.size:  # behind a Reshape its channels are others than the product's
+        return False
     factor = gamma / np.sqrt(variance + reader.attr["epsilon"].f)
     chain.scale, chain.shift = chain.scale * factor, (chain.shift - mean) * factor + beta
     return True

@@ -13,6 +13,9 @@ from neural_tune_strategies.auto.tensors import nodes
 # An op is left in float for its speed only where the profile is clear: float must win by more than this share of the op's own time plus this
 # share of a mean group's time. Int8 is smaller, and times within 5 % count as equal when models are compared.
 _NOISE, _WORTH = 0.05, 0.1
+# All weights in int8 instead of float are worth this share of the model's time, a group its part of that. So what is large and hardly runs (a table of embeddings)
+# is not left in float for time that nobody can measure, and the whole of it stays below what counts as equal.
+_SMALLER = 0.02
 _BYTES_SAVED = 3.0  # per parameter, from four bytes to one
 
 
@@ -116,15 +119,17 @@ def size_costs(space: TuningSpace) -> Costs:
 
 
 def latency_costs(space: TuningSpace, profile: LatencyProfile, *, prefer_int8: bool = True) -> Costs:
-    """Return predicted milliseconds; with `prefer_int8`, a small charge on every float group on top of them.
+    """Return predicted milliseconds; with `prefer_int8`, a small charge on every float group on top of them, larger where its weights are.
 
     An op that only carries data has the precision of the op that wrote it, and a companion is in int8 only where it joins a region.
     """
     node_of = nodes(space)
     read = {tensor for op in space.capability.ops for tensor in op.inputs}
-    noise, worth = (_NOISE, _WORTH) if prefer_int8 else (0.0, 0.0)
-    mean = math.fsum(profile.float_ms.values()) / max(len(space.groups), 1)
-    extra = {group.name: worth * mean for group in space.groups}
+    noise, worth, smaller = (_NOISE, _WORTH, _SMALLER) if prefer_int8 else (0.0, 0.0, 0.0)
+    whole = math.fsum(profile.float_ms.values())
+    mean = whole / max(len(space.groups), 1)
+    share = _shares(space)
+    extra = {group.name: worth * mean + smaller * whole * share[group.name] for group in space.groups}
     base = 0.0
     for op in space.capability.ops:
         in_float = profile.float_ms.get(op.name, 0.0)
@@ -141,6 +146,14 @@ def latency_costs(space: TuningSpace, profile: LatencyProfile, *, prefer_int8: b
         companions=_companions(space, node_of),
         base=base,
     )
+
+
+def _shares(space: TuningSpace) -> dict[str, float]:
+    """Return what part of all weights that may be int8 each group holds."""
+    parameters = {op.name: op.parameters for op in space.capability.ops}
+    held = {group.name: sum(parameters[name] for name in group.ops) for group in space.groups}
+    total = max(sum(held.values()), 1)
+    return {name: count / total for name, count in held.items()}
 
 
 def _companions(space: TuningSpace, node_of: dict[str, str]) -> tuple[Companion, ...]:

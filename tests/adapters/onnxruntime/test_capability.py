@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 pytest.importorskip("onnxruntime", reason='the adapter needs its framework: pip install "neural-tune[onnxruntime]"')
@@ -231,3 +233,13 @@ def test_companion_that_no_int8_op_can_reach_has_no_choice():
 def test_companions_behind_an_int8_op_keep_their_choices():
     ops = query(graphs.residual_net())
     assert all(ops[name].is_quantizable for name in ("add2", "add4", "mean"))
+
+
+def test_capability_is_found_out_once_per_model_and_anew_for_another_one():
+    held = model.load(graphs.conv_net(), processor=graphs.VNNI)
+    assert capability.query(held) is capability.query(held)
+    other = replace(held, approach="dynamic")
+    assert capability.query(other) is not capability.query(held)
+    assert {op.name: op.choices for op in capability.query(other).ops} != {
+        op.name: op.choices for op in capability.query(held).ops
+    }

@@ -11,12 +11,14 @@ import tempfile
 
 import graphs
 import numpy as np
+import onnx
 from graphs import ADAPTER, Tuned
 from onnx import helper
 
 from neural_tune.errors import DataError
 from neural_tune.measure import compare_speed
-from neural_tune.protocols import ProfilesLatency
+from neural_tune.protocols import AdapterOptions, ProfilesLatency
+from neural_tune.space import TuningSpace
 from neural_tune.values import FLOAT_CANDIDATE, Candidate, Role
 from neural_tune_onnxruntime import profile
 from neural_tune_onnxruntime.attribution import attribute
@@ -108,6 +110,29 @@ def test_a_model_of_one_op_can_be_profiled(tmp_path):
     assert found.float_ms["only"] > 0
     assert found.border_ms["x"] > 0
     assert found.leave_ms["y"] == 0  # the product comes out in float
+
+
+def test_what_a_table_in_int8_hands_out_is_its_own_time_and_no_border_that_int8_readers_spare(tmp_path):
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"], "embed"),
+        helper.make_node("MatMul", ["rows", "w"], ["y"], "product"),
+    ]
+    source = graphs.graph_of(nodes, graphs.weights(table=(512, 64), w=(64, 8)), {})
+    source.graph.input.append(helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, ["n", 16]))
+    held = ADAPTER.load(source, AdapterOptions(approach="dynamic", has_data=False))
+    full = TuningSpace.of(ADAPTER.query(held)).preferred()
+    assert set(full.ops) == {"embed", "product"}
+    ids = np.arange(128, dtype=np.int64).reshape(8, 16)
+    recordings = profile.record(held, [FLOAT_CANDIDATE, full], None, {"ids": ids}, 1)
+    rows = next(n.name for n in recordings[1].optimized.ops if n.type == "DequantizeLinear")
+    assert recordings[1].node_ms[rows] > 0
+    spent = profile.spend(held, recordings)[1]
+    assert not spent.leave
+    codes = sum(ms for name, ms in recordings[1].node_ms.items() if name != rows and "product" not in name)
+    assert spent.ops["embed"] / sum(spent.ops.values()) > codes / sum(recordings[1].node_ms.values())
+    found = ADAPTER.profile(held, full, None, ids, 1)
+    assert (found.border_ms["ids"], found.border_ms["rows"]) == (0.0, 0.0)
+    assert (found.leave_ms["rows"], found.leave_ms["y"]) == (0.0, 0.0)
 
 
 def test_inputs_are_checked_as_everywhere(tuned):

@@ -39,6 +39,10 @@ def asked(**extra):
         (asked(provider="dnnl"), "has no DnnlExecutionProvider"),
         (AdapterOptions(backend="onnxrt_cuda_ep"), "has no CUDAExecutionProvider"),
         (AdapterOptions(backend="ipex"), "options=.*provider"),
+        (
+            asked(acuracy_level=0, tarmet="arm"),
+            r"found 'acuracy_level' \(did you mean 'accuracy_level'\?\), 'tarmet' \(did you mean 'target'\?\); .* knows",
+        ),
     ],
 )
 def test_what_does_not_exist_is_refused_with_what_does(options, words, monkeypatch):

@@ -308,3 +308,16 @@ def test_switches_run_weight_only_ops(kept):
         part = Candidate.of({name: full.ops[name] for name in names})
         expected = ADAPTER.run(ADAPTER.build(hold, part, statistics, 1), feed)[0]
         np.testing.assert_allclose(toggles.run(frozenset(names), feed)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_units_that_decayed_to_nothing_become_zero_without_an_overflow(bits, symmetric):
+    x, weight = correlated(64), np.random.default_rng(1).standard_normal((64, 12)).astype(np.float32)
+    weight[:, :3] *= np.float32(1e-41)
+    spec = spec_of(bits, symmetric)
+    curvature = x.T @ x / len(x)
+    made = (nbits.round_to_nearest(weight, spec), nbits.clipped(weight, spec), gptq.quantize(weight, spec, curvature))
+    for blocks in made:
+        assert not blocks.values()[:, :3].any()
+        assert error(x, weight, blocks) < (0.25 if bits == 4 else 0.02)

@@ -19,8 +19,10 @@ from torch.nn import functional  # noqa: E402
 
 from neural_tune_pytorch import model as models  # noqa: E402
 from neural_tune_pytorch.adapter import PyTorchAdapter  # noqa: E402
+from neural_tune_pytorch.backends import eager, swap  # noqa: E402
 from neural_tune_pytorch.backends.eager import EagerBackend  # noqa: E402
 from neural_tune_pytorch.backends.fx import FxBackend  # noqa: E402
+from neural_tune_pytorch.backends.swap import Grid  # noqa: E402
 
 
 def captured(module, example, approach="static", backend=None):
@@ -101,6 +103,31 @@ def test_a_norm_whose_input_is_read_twice_is_not_folded():
     built = EagerBackend().build(taken, Candidate(), None, 1)
     with torch.no_grad():
         assert torch.equal(built.network(example)[0], module(example))
+
+
+@pytest.mark.parametrize("backend", [FxBackend(), EagerBackend()], ids=["fx", "eager"])
+@pytest.mark.parametrize("features", [8, 6])
+def test_a_norm_over_another_axis_than_the_features_of_a_linear_is_not_folded(backend, features):
+    """BatchNorm1d goes along axis 1; on rows of tokens that is the position, even where there are as many positions as features."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(8, features), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(features, 4))
+    with torch.no_grad():
+        module(3.0 * torch.randn(64, 8, 8) + torch.arange(8.0)[:, None])
+    example = torch.randn(5, 8, 8)
+    built = backend.build(captured(module.eval(), example.numpy(), backend=backend), Candidate(), None, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(built.network(example)[0], module(example))
+
+
+def test_an_island_that_was_never_given_a_range_makes_none_up(chain, pictures):
+    taken = captured(chain, pictures.numpy())
+    statistics = EagerBackend().observe(taken, [(pictures,)])
+    planned = eager.plan(taken, preferred(taken), statistics)
+    (name, *_) = planned.fed
+    weights = swap.weight_grid(taken.module.get_submodule(name).weight, swap.WEIGHT)
+    island = eager.island(taken, planned, name, None, Grid(scale=1.0, zero=0), weights)
+    with pytest.raises(RuntimeError, match="float input"):
+        island(torch.randn(1, 8, 6, 6))
 
 
 def test_sums_stay_float_and_the_capability_says_so(networks):

@@ -73,6 +73,33 @@ def test_a_dynamic_model_needs_no_data_but_an_example(model: Any, data: Any) -> 
     assert (quantized(data) - model(data)).abs().max() < 0.05
 
 
+def test_several_inputs_pass_in_every_way_of_calling() -> None:
+    class Gated(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+
+        def forward(self, x: Any, gate: Any = None) -> Any:
+            return self.one(x) * (1.0 if gate is None else self.other(gate))
+
+    torch.manual_seed(0)
+    model, x, gate = Gated().eval(), torch.randn(16, 8), torch.randn(16, 8)
+    expected = model(x, gate).detach()
+    for call in (lambda it: it(x, gate), lambda it: it(x, gate=gate), lambda it: it(gate=gate, x=x)):
+        prepared = prepare(model, StaticQuantConfig())
+        call(prepared)
+        found = call(convert(prepared, options={"compile": False}))
+        assert (found - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize("wish", [{"w_sym": False}, {"w_algo": "mse"}, {"act_granularity": "per_channel"}])
+def test_wishes_without_a_kernel_are_refused_instead_of_ignored(wish: dict[str, Any], model: Any, data: Any) -> None:
+    prepared = prepare(model, StaticQuantConfig(**wish))
+    prepared(data[:16])
+    with pytest.raises(ConfigError, match=next(iter(wish))):
+        convert(prepared, options={"compile": False})
+
+
 def test_what_convert_returned_is_saved_and_loaded(model: Any, data: Any, tmp_path: Path) -> None:
     prepared = prepare(model, StaticQuantConfig(), data[:8])
     prepared(data)

@@ -73,6 +73,18 @@ def test_a_batch_that_comes_once_is_padded_and_one_that_comes_back_is_compiled(c
     assert len(network._compiled) == before + 1
 
 
+def test_autocast_around_a_compiled_model_changes_nothing(compiled):
+    """Without care it would be compiled again, unfrozen and in bfloat16: no int8 kernel, other numbers, and not a word."""
+    adapter, _, restored, outputs, batches, _ = compiled
+    native = adapter.native(restored)
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        answers = (native(torch.from_numpy(batches[0])).numpy(), adapter.run(restored, batches[0])[0])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before
+    for answer in answers:
+        np.testing.assert_array_equal(answer, outputs[0])
+
+
 def test_freezing_is_restored_after_a_compile(compiled):
     from torch._inductor.graph import GraphLowering
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import zipfile
 from collections import OrderedDict
 from typing import NamedTuple
 
@@ -232,6 +235,53 @@ def test_exported_programs_and_their_files_are_taken(networks, tmp_path):
         with torch.no_grad():
             expected = networks.small()(example).numpy()
         np.testing.assert_allclose(adapter.run(built, example)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_exported_program_in_half_precision_stays_as_it_is():
+    program = torch.export.export(nn.Linear(8, 4).half(), (torch.randn(2, 8).half(),))
+    weight = program.state_dict["weight"].clone()
+    adapter, built = float_network(program, torch.randn(2, 8))
+    assert adapter.run(built, np.zeros((2, 8), np.float32))[0].dtype == np.float32
+    assert program.state_dict["weight"].dtype is torch.float16
+    assert torch.equal(program.state_dict["weight"], weight)
+
+
+class Payload:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_pickle_inside_a_model_file_is_never_run(networks, tmp_path):
+    example, trap = torch.from_numpy(networks.images()[0]), tmp_path / "owned"
+    torch.export.save(torch.export.export(networks.small(), (example,), strict=False), tmp_path / "sound.pt2")
+    adapter, built = float_network(networks.small(), example)
+    saved = adapter.save(built, tmp_path / "saved")
+    for number, source in enumerate((tmp_path / "sound.pt2", saved)):
+        poisoned = tmp_path / f"poisoned{number}.pt2"
+        with zipfile.ZipFile(source) as old, zipfile.ZipFile(poisoned, "w", zipfile.ZIP_STORED) as new:
+            for item in old.infolist():
+                is_sample = "sample_inputs" in item.filename
+                new.writestr(item.filename, pickle.dumps(Payload(str(trap))) if is_sample else old.read(item))
+        for load_it in (adapter.restore, lambda path: load(str(path), example)):
+            with pytest.raises(AdapterError):
+                load_it(poisoned)
+            assert not trap.exists()
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
+@pytest.mark.parametrize("kind", ["opaque_obj_0", "custom_obj_0"])
+def test_pickled_constants_are_refused_by_name(networks, tmp_path, kind):
+    example = torch.from_numpy(networks.images()[0])
+    adapter, built = float_network(networks.small(), example)
+    with zipfile.ZipFile(adapter.save(built, tmp_path), "a") as file:
+        file.writestr(f"{file.namelist()[0].split('/')[0]}/data/constants/{kind}", pickle.dumps(0))
+    with pytest.raises(AdapterError, match="pickled objects"):
+        adapter.restore(tmp_path / "model.pt2")
 
 
 def test_products_with_a_constant_matrix_are_linears_and_batch_norms_are_folded():

@@ -75,6 +75,14 @@ def test_the_loss_is_that_of_hugging_faces_own_heads(logits: Any, labels: Any, h
     assert torch.allclose(loss_of(logits, labels, config), expected)
 
 
+def test_losses_of_accumulated_batches_add_up_to_that_of_one_large_batch() -> None:
+    """As in Hugging Face's heads: a Trainer that passes the number of items does not divide by the accumulation steps itself."""
+    logits, labels = torch.randn(6, 3), torch.tensor([0, 1, -100, 0, 1, 2])
+    config = transformers.BertConfig(num_labels=3)
+    parts = [loss_of(logits[rows], labels[rows], config, torch.tensor(5)) for rows in (slice(0, 2), slice(2, 6))]
+    assert torch.allclose(sum(parts), loss_of(logits, labels, config))
+
+
 def test_the_loss_of_tokens_leaves_out_what_is_masked() -> None:
     logits, labels = torch.randn(2, 3, 5), torch.tensor([[1, -100, 2], [-100, -100, 4]])
     kept = torch.stack([logits[0, 0], logits[0, 2], logits[1, 2]])

@@ -107,6 +107,11 @@ def test_passes_leave_the_products_and_keep_the_function(case: str) -> None:
     [
         ("per position, not per channel", lambda x: (x @ normal(6, 6)) * normal(7, 6), "Mul"),
         ("as many positions as channels", lambda x: tf.matmul(x, normal(6, 7)[None]) + normal(7, 1), "AddV2"),
+        (
+            "a norm of the channels behind a reshape",
+            lambda x: fused_norm(tf.reshape(x @ normal(6, 10), [-1, 7, 2, 5]), 5),
+            "FusedBatchNormV3",
+        ),
         ("a reader of the plain product", lambda x: (y := x @ normal(6, 6)) * 2.0 + tf.nn.relu(y), "Mul"),
     ],
 )

@@ -274,6 +274,24 @@ def test_outputs_above_the_calibrated_range_are_not_cut(
     assert {port.dtype for port in built.outputs} == {np.dtype(np.float32)}
 
 
+@pytest.mark.parametrize("ending", ["softmax", "reshape"])
+def test_logits_behind_a_softmax_or_a_move_are_not_cut_either(
+    ending: str, hold: LiteHold, space: TuningSpace, images: Any, tmp_path: Path
+) -> None:
+    net = convolutional()
+    ended = hold_of(
+        net if ending == "softmax" else keras.Model(net.input, keras.layers.Reshape((5, 1))(logits_of(net).output))
+    )
+    built = [
+        BACKEND.build(each, TuningSpace.of(BACKEND.query(each)).preferred(), found, 1)
+        for each in (hold, ended)
+        for found in (BACKEND.calibrate(each, [images], tmp_path),)
+    ]
+    logits, found = (each.run({"image": images * 1.1})[0].reshape(-1, 5) for each in built)
+    expected = keras.ops.softmax(logits) if ending == "softmax" else logits
+    np.testing.assert_allclose(found, np.asarray(expected), atol=1e-5)
+
+
 def test_softmax_stays_float_unless_a_rule_asks_for_it() -> None:
     model = hold_of(convolutional())
     capability = BACKEND.query(model)

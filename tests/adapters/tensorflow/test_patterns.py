@@ -1,6 +1,7 @@
 """Graph in, node types and numbers out: the patterns that a TensorFlow int8 rewrite has to know, each on a small graph of its own.
 
-The list follows the names of the fused-pattern and frozen-graph tests of Intel Neural Compressor; the cases are our own. What stock TensorFlow has
+The cases are our own; names, graphs and count are not those of Intel Neural Compressor's fused-pattern and frozen-graph tests, only their themes are
+(convolutions, depthwise convolutions and products with bias, activation, batch norm, pad, pooling, concat and residual sum around them). What stock TensorFlow has
 no kernel for (Conv3D, deconvolution, products of two activations) must stay float, say why, and stay right.
 """
 

@@ -284,6 +284,16 @@ def test_what_cannot_be_rebuilt_layer_by_layer_is_refused_with_the_way_out(tmp_p
         ADAPTER.training(held, space_of(held).preferred(), None)
 
 
+def test_layers_of_one_name_in_nested_models_are_refused_because_their_weights_would_be_mixed_up() -> None:
+    keras.utils.set_random_seed(0)
+    inner_entry, entry = keras.Input((8,)), keras.Input((8,), name="x")
+    inner = keras.Model(inner_entry, keras.layers.Dense(8, name="fc")(inner_entry), name="inner")
+    model = keras.Model(entry, inner(keras.layers.Dense(8, name="fc")(entry)))
+    held = ADAPTER.load(model, AdapterOptions(approach="qat"))
+    with pytest.raises(CapabilityError, match="'fc'"):
+        ADAPTER.training(held, space_of(held).preferred(), None)
+
+
 def test_a_layer_that_is_called_twice_stays_float_with_its_reason() -> None:
     keras.utils.set_random_seed(0)
     entry = keras.Input((8,), name="x")

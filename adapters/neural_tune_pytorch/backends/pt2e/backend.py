@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,6 +26,7 @@ from neural_tune_pytorch.backends.pt2e.toggles import ToggleModel
 from neural_tune_pytorch.statistics import Statistics
 
 Runs: TypeAlias = Compiled | Reference
+_UNCOMPILED = "compile=False: the Q/DQ graph runs node by node, which says nothing about speed"
 
 
 class Pt2eBackend:
@@ -134,18 +136,16 @@ class _Building:
         return captured.cache[key]  # type: ignore[no-any-return]
 
     def _report(self) -> BuildReport:
-        return _counted(self._plain_report(), self._network, self._planned.kernels)
+        found = _counted(self._plain_report(), self._network, self._planned.kernels)
+        if self._captured.compiles:
+            return found
+        # Not kept in the file: it is a wish of the user's and no defect of the artifact, which a guard would call it.
+        return replace(found, notes=(*found.notes, _UNCOMPILED))
 
     def _plain_report(self) -> BuildReport:
         ops = plan.outcomes(self._captured, self._planned)
-        notes = (
-            ()
-            if self._captured.compiles
-            else ("compile=False: the Q/DQ graph runs node by node, which says nothing about speed",)
-        )
-        return BuildReport(
-            ops=ops, counts=FrozenMap({"int8_kernels_expected": float(self._planned.kernels)}), notes=notes
-        )
+        counts = FrozenMap({"int8_kernels_expected": float(self._planned.kernels)})
+        return BuildReport(ops=ops, counts=counts)
 
     def _content(self) -> bytes:
         captured = self._captured

@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from neural_tune_pytorch.backends.pt2e import codes
+from neural_tune.values import OpConfig
+from neural_tune_pytorch.backends.pt2e import stored
 from neural_tune_pytorch.backends.pt2e.capture import Captured, attribute
 from neural_tune_pytorch.backends.pt2e.codes import WEIGHT_FIRST, WEIGHT_LAST, Codes
+from neural_tune_pytorch.backends.pt2e.ops import weight_position
 from neural_tune_pytorch.backends.pt2e.plan import Plan
+from neural_tune_pytorch.backends.pt2e.stored import weight_codes
 
 
 def write(captured: Captured, planned: Plan) -> fx.GraphModule:
@@ -28,6 +31,8 @@ def write(captured: Captured, planned: Plan) -> fx.GraphModule:
         writer.dynamic(twins[name], position, last)
     for name in sorted(planned.weights):
         writer.weight(twins[name])
+    for name, config in planned.stored.items():
+        writer.stored(twins[name], config)
     graph.eliminate_dead_code()
     tensors: dict[str, Any] = dict(writer.tensors)
     for node in graph.nodes:
@@ -35,14 +40,6 @@ def write(captured: Captured, planned: Plan) -> fx.GraphModule:
             tensors[str(node.target)] = attribute(captured.graph, str(node.target))
     # Placeholders and the output stay as they are, so every form of the model is called alike.
     return fx.GraphModule(_root(tensors), graph)
-
-
-def weight_codes(captured: Captured, path: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the codes, scales and zero points of a weight; computed once per model."""
-    key = ("weight", path)
-    if key not in captured.cache:
-        captured.cache[key] = codes.quantized_weight(attribute(captured.graph, path).detach())
-    return captured.cache[key]  # type: ignore[no-any-return]
 
 
 class _Writer:
@@ -100,6 +97,15 @@ class _Writer:
             grid = (scale, zero, 0, WEIGHT_FIRST, WEIGHT_LAST, torch.int8)
             read = self._graph.call_function(self._ops.dequantize_per_channel.default, (values, *grid))
         node.update_arg(1, read)
+
+    def stored(self, node: fx.Node, config: OpConfig) -> None:
+        """Let `node` read its weight in the form in which weight_only or a cast stores it."""
+        path = str(node.args[weight_position(node)].target)
+        assert config.weight is not None  # noqa: S101 - the plan was checked
+        packed = stored.packed(self._captured, path, config.weight)
+        names = {f"{path.replace('.', '_')}_{part}": tensor for part, tensor in packed.parts.items()}
+        self.tensors.update(names)
+        stored.write(self._graph, node, packed, list(names))
 
     def _read(self, node: fx.Node, position: int, target: Any, arguments: tuple[Any, ...]) -> None:
         with self._graph.inserting_before(node):

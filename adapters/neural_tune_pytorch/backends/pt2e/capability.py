@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import TypeAlias
 
 import torch
 
@@ -19,15 +20,16 @@ from neural_tune.values import (
     QuantSpec,
     Role,
 )
-from neural_tune_pytorch.backends.pt2e import lowering
+from neural_tune_pytorch.backends.pt2e import lowering, stored
 from neural_tune_pytorch.backends.pt2e.capture import Captured, attribute
 from neural_tune_pytorch.backends.pt2e.lowering import Probe
 from neural_tune_pytorch.backends.pt2e.ops import Op
 
-APPROACHES = ("static", "dynamic", "auto", "qat")
+APPROACHES = ("static", "dynamic", "auto", "weight_only", "qat")
 # minmax keeps every value and is the best start on most nets; then by how much they clip.
 OBSERVERS = (Observer.MINMAX, Observer.PERCENTILE, Observer.KL, Observer.MSE)
 WEIGHT = QuantSpec(dtype=DType.INT8, granularity=Granularity.PER_CHANNEL)
+_Offer: TypeAlias = tuple[tuple[OpConfig, ...], tuple[OpConfig, ...], str]
 _EVERYTHING = Probe(convolution=True, linear=True, dynamic=True)
 
 
@@ -96,9 +98,24 @@ def _capability(op: Op, captured: Captured, probe: Probe, group: str) -> OpCapab
     )
 
 
-def _choices(op: Op, captured: Captured, probe: Probe) -> tuple[tuple[OpConfig, ...], tuple[OpConfig, ...], str]:
-    if not op.is_quantizable:
-        return (), (), op.why
+def _choices(op: Op, captured: Captured, probe: Probe) -> _Offer:
+    """Return choices, extra, and why something is missing. What only stores a weight comes last, unless it is asked for, or all there is."""
+    if not op.is_quantizable or probe.problem:
+        return (), (), op.why or _unlowered(probe)
+    approach = captured.options.approach
+    stores, others = stored.offered(op, captured)
+    if approach == "qat":
+        return (
+            _kernels(op, captured, probe) if op.type != "embedding" else ((), (), "embedding: its table is not trained")
+        )
+    if op.type == "embedding" or approach == "weight_only":
+        return stores, others, "" if stores else f"{op.type}: it has no weight of its own"
+    choices, extra, why = _kernels(op, captured, probe)
+    return choices, (*extra, *stores, *others), why
+
+
+def _kernels(op: Op, captured: Captured, probe: Probe) -> _Offer:
+    """Return what runs in int8 kernels."""
     approach, narrow = captured.options.approach, reduces(captured)
     is_linear, has_weight = op.type == "linear", bool(op.weight)
     statics = tuple(static(observer, reduce_range=narrow, with_weight=has_weight) for observer in OBSERVERS)
@@ -124,12 +141,13 @@ def _unlowered(probe: Probe) -> str:
 
 def _groups(captured: Captured) -> dict[str, str]:
     """Return op -> group: ops over one weight, and linears of one shape that read one tensor (query, key and value)."""
-    by_weight: dict[int, list[Op]] = defaultdict(list)
+    by_weight: dict[tuple[int, bool], list[Op]] = defaultdict(list)
     by_input: dict[tuple[str, int], list[Op]] = defaultdict(list)
     for op in captured.ops:
         if op.weight:
             weight = attribute(captured.graph, op.weight)
-            by_weight[weight.data_ptr()].append(op)
+            # A table and a linear over one weight need not agree: codes with a scale per row serve both, and are stored once.
+            by_weight[weight.data_ptr(), op.type == "embedding"].append(op)
             if op.type == "linear":
                 by_input[op.inputs[0], weight.shape[1]].append(op)
     found: dict[str, str] = {}

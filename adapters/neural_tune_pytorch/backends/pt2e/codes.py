@@ -80,3 +80,15 @@ def quantized_weight(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weight, scale, zero, 0, WEIGHT_FIRST, WEIGHT_LAST, torch.int8
     )
     return codes, scale, zero
+
+
+def packed_groups(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Return a matrix in 4 bits: two codes per byte (uint8, rows x columns / 2) and one float32 scale per `group` columns (rows x groups x 1).
+
+    Codes are -8 ... 7 in steps of reach / 7.5, stored with 8 added, so that zero is exact and no value is further than half a step from its code.
+    """
+    grouped = weight.reshape(weight.shape[0], -1, group)
+    reach = grouped.abs().amax(-1, keepdim=True)
+    scale = torch.where(reach > 0, (reach / 7.5).clamp_min(_TINY), torch.ones_like(reach))
+    values = (torch.clamp(torch.round(grouped / scale), -8, 7) + 8).to(torch.uint8).reshape(weight.shape)
+    return values[:, 0::2] | (values[:, 1::2] << 4), scale

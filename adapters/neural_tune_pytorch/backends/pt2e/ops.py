@@ -21,6 +21,7 @@ aten = torch.ops.aten
 CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default)
 LINEAR = aten.linear.default
 ADDITIONS = (aten.add.Tensor, aten.add_.Tensor)
+EMBEDDING = aten.embedding.default
 POOLS = (aten.max_pool2d.default,)
 # What Inductor folds into the epilogue of a convolution before its sum with a residual is closed.
 ACTIVATIONS = (
@@ -41,7 +42,6 @@ _MOVES = (
     "chunk", "unbind", "t", "cat", "stack", "constant_pad_nd", "pad", "alias", "_unsafe_view", "unflatten", "repeat", "index", "narrow", "zeros_like",
 )  # fmt: skip
 _WHY_NOT = {
-    "embedding": "embedding: no int8 kernel in Inductor",
     "layer_norm": "normalization: no int8 kernel, it needs float statistics",
     "group_norm": "normalization: no int8 kernel, it needs float statistics",
     "batch_norm": "a batch normalization that no convolution or linear precedes: no int8 kernel",
@@ -70,7 +70,7 @@ class Op:
         why: Why it has no int8 form; empty for anchors and companions.
         inputs: Names of the activations it reads.
         edges: Positions of the arguments that int8 reads as codes.
-        weight: Path of its constant matrix or kernel; empty without one.
+        weight: Path of its constant matrix, kernel or table; empty without one.
         anchor: For an addition: name of the op of the convolution it is folded into.
         parameters: Number of constant elements it owns.
     """
@@ -186,6 +186,11 @@ def _op(graph: fx.GraphModule, node: fx.Node, names: Mapping[str, str], fused: M
         if not why:
             return Op(**shared, role=Role.ANCHOR, edges=(0,), weight=str(node.args[1].target))
         return Op(**shared, role=Role.NEVER, why=why)
+    if node.target is EMBEDDING:
+        why = _why_no_table(graph, node)
+        if not why:
+            return Op(**shared, role=Role.ANCHOR, weight=str(node.args[0].target))
+        return Op(**shared, role=Role.NEVER, why=why)
     if node.name in fused:
         convolution, other = fused[node.name]
         return Op(**shared, role=Role.COMPANION, edges=(other,), anchor=names[convolution.name])
@@ -225,6 +230,19 @@ def _why_no_kernel(graph: fx.GraphModule, node: fx.Node) -> str:
     if not isinstance(value, Tensor) or value.dtype != torch.float32 or source.op == "get_attr":
         return "its input is no float32 activation"
     return ""
+
+
+def _why_no_table(graph: fx.GraphModule, node: fx.Node) -> str:
+    weight = node.args[0]
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+        return "its table is computed, not constant"
+    values = operator.attrgetter(str(weight.target))(graph)
+    return "" if values.dtype == torch.float32 else f"its table is {values.dtype}, expected float32"
+
+
+def weight_position(node: fx.Node) -> int:
+    """Return the position of the weight among the arguments of an anchor: a table comes first, a matrix or kernel second."""
+    return 0 if node.target is EMBEDDING else 1
 
 
 def _size(graph: fx.GraphModule, node: fx.Node) -> int:

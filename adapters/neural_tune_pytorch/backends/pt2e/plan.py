@@ -14,12 +14,14 @@ from torch import fx
 from neural_tune.errors import AdapterError, CapabilityError
 from neural_tune.protocols import OpOutcome
 from neural_tune.values import Candidate, Granularity, Mode, OpConfig, QuantSpec, Role, TensorRange
-from neural_tune_pytorch.backends.pt2e import codes
+from neural_tune_pytorch.backends.pt2e import codes, stored
 from neural_tune_pytorch.backends.pt2e.capture import Captured
 from neural_tune_pytorch.backends.pt2e.codes import Codes
 from neural_tune_pytorch.backends.pt2e.ops import ACTIVATIONS, ADDITIONS, CONVOLUTIONS, LINEAR, POOLS, Op
 from neural_tune_pytorch.statistics import Statistics
 
+STORED = (Mode.WEIGHT_ONLY, Mode.CAST)
+"""Modes without an int8 kernel: what changes is how a weight is stored, or that the op is computed in bf16."""
 Edge: TypeAlias = tuple[str, int]
 """Node and position of the argument that is read as codes."""
 
@@ -31,7 +33,8 @@ class Plan:
     Attributes:
         static: Edge -> its codes.
         dynamic: Edges whose range is found at run time -> largest code.
-        weights: Nodes whose weight is stored as int8 codes.
+        weights: Nodes whose weight is int8 codes that an int8 kernel reads.
+        stored: Node -> config, where a weight is only stored in fewer bits (weight_only), or the op is cast to bf16.
         configs: Op name -> config, for the ops that are really quantized.
         reasons: Op name -> why it is float though the candidate asks for more.
     """
@@ -39,6 +42,7 @@ class Plan:
     static: Mapping[Edge, Codes] = field(default_factory=dict)
     dynamic: Mapping[Edge, int] = field(default_factory=dict)
     weights: frozenset[str] = frozenset()
+    stored: Mapping[str, OpConfig] = field(default_factory=dict)
     configs: Mapping[str, OpConfig] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
 
@@ -65,15 +69,22 @@ def plan(captured: Captured, candidate: Candidate, statistics: Statistics | None
         config = candidate.config_of(op.name)
         if config.is_float:
             continue
-        refusal = _refusal(op, config, configs, statistics)
+        refusal = _refusal(captured, op, config, configs, statistics)
         if refusal:
             reasons[op.name] = refusal
         else:
             configs[op.name] = config
     ranges = {choice.tensor: choice for choice in candidate.ranges}
-    static, dynamic = _edges(captured, configs, ranges, statistics)
-    weights = frozenset(known[name].node for name in configs if known[name].weight)
-    return Plan(static=static, dynamic=dynamic, weights=weights, configs=configs, reasons=reasons)
+    kernels = {name: config for name, config in configs.items() if config.mode not in STORED}
+    static, dynamic = _edges(captured, kernels, ranges, statistics)
+    return Plan(
+        static=static,
+        dynamic=dynamic,
+        weights=frozenset(known[name].node for name in kernels if known[name].weight),
+        stored={known[name].node: config for name, config in configs.items() if config.mode in STORED},
+        configs=configs,
+        reasons=reasons,
+    )
 
 
 def outcomes(captured: Captured, planned: Plan) -> tuple[OpOutcome, ...]:
@@ -102,13 +113,18 @@ def observed_tensors(captured: Captured) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _refusal(op: Op, config: OpConfig, before: Mapping[str, OpConfig], statistics: Statistics | None) -> str:
+def _refusal(
+    captured: Captured, op: Op, config: OpConfig, before: Mapping[str, OpConfig], statistics: Statistics | None
+) -> str:
     """Return why an op stays float against the candidate's wish; "" when it does not."""
     if not op.is_quantizable:
         raise CapabilityError(f"the candidate quantizes {op.name!r} ({op.type}): {op.why}")
+    if config.mode in STORED:
+        stored.check(op, config, captured)
+        return ""
     _check(op, config)
-    if op.role is Role.COMPANION and op.anchor not in before:
-        return f"it is part of the kernel of {op.anchor!r}, which is float"
+    if op.role is Role.COMPANION and (op.anchor not in before or before[op.anchor].mode in STORED):
+        return f"it is part of the kernel of {op.anchor!r}, which is not int8"
     if config.mode is Mode.STATIC and statistics is not None:
         infinite = sorted(statistics.infinite.intersection(op.inputs))
         if infinite:
@@ -117,7 +133,9 @@ def _refusal(op: Op, config: OpConfig, before: Mapping[str, OpConfig], statistic
 
 
 def _check(op: Op, config: OpConfig) -> None:
-    allowed = (Mode.STATIC, Mode.DYNAMIC) if op.type == "linear" else (Mode.STATIC,)
+    allowed: tuple[Mode, ...] = (Mode.STATIC, Mode.DYNAMIC) if op.type == "linear" else (Mode.STATIC,)
+    if op.type == "embedding":
+        allowed = ()
     if config.mode not in allowed or config.activation is None:
         raise CapabilityError(f"op {op.name!r} ({op.type}): {config.describe()} has no int8 kernel here")
     codes.last_code(config.activation)

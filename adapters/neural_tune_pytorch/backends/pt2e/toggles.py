@@ -6,17 +6,22 @@ built. So the toggle model of a subset and the Q/DQ graph of the same subset com
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, fx, nn
 
 from neural_tune.errors import CapabilityError
 from neural_tune.protocols import Inputs, Outputs
-from neural_tune.values import Candidate
-from neural_tune_pytorch.backends.pt2e.build import weight_codes
+from neural_tune.values import Candidate, Mode, OpConfig
+from neural_tune_pytorch.backends.pt2e import stored
 from neural_tune_pytorch.backends.pt2e.capture import Captured
 from neural_tune_pytorch.backends.pt2e.codes import Codes
 from neural_tune_pytorch.backends.pt2e.lowering import Reference
+from neural_tune_pytorch.backends.pt2e.ops import weight_position
 from neural_tune_pytorch.backends.pt2e.plan import Plan, plan
+from neural_tune_pytorch.backends.pt2e.stored import weight_codes
 from neural_tune_pytorch.inputs import to_arrays, to_feed
 from neural_tune_pytorch.statistics import Statistics
 from neural_tune_pytorch.threads import threads as running_with
@@ -56,6 +61,20 @@ class WeightSwitch(nn.Module):
         return self.quantized if self.is_on else weight
 
 
+class CastSwitch(nn.Module):
+    """Computes a linear or convolution in float, or in bf16."""
+
+    def __init__(self, target: Callable[..., Tensor], weight: Tensor) -> None:
+        super().__init__()
+        self.is_on = False
+        self._target = target
+        self.register_buffer("narrow", weight, persistent=False)
+
+    def forward(self, *arguments: Any) -> Tensor:
+        """Return the op's output in float32, computed as the switch stands."""
+        return stored.cast_call(self._target, arguments, self.narrow) if self.is_on else self._target(*arguments)
+
+
 class ToggleModel:
     """Implements `neural_tune.protocols.Toggles`. Not for several threads at a time."""
 
@@ -74,7 +93,7 @@ class ToggleModel:
         self._threads = threads
         self._plans: dict[frozenset[str], Plan] = {}
         self._edges: dict[tuple[str, int], EdgeSwitch] = {}
-        self._weights: dict[str, WeightSwitch] = {}
+        self._weights: dict[str, WeightSwitch | CastSwitch] = {}
         self._network = Reference(self._write(self._plan(frozenset(candidate.ops))))
 
     def run(self, int8_ops: frozenset[str], inputs: Inputs) -> Outputs:
@@ -88,7 +107,7 @@ class ToggleModel:
         for edge, switch in self._edges.items():
             switch.codes = planned.static.get(edge, planned.dynamic.get(edge))
         for node, weight in self._weights.items():
-            weight.is_on = node in planned.weights
+            weight.is_on = node in planned.weights or node in planned.stored
         with running_with(self._threads):
             return to_arrays(self._network(*to_feed(inputs, self._captured.calling)))
 
@@ -131,7 +150,25 @@ class ToggleModel:
             switch_of_weight = self._weights[name] = WeightSwitch(quantized)
             root.add_module(f"weight{number}", switch_of_weight)
             _insert(graph, twins[name], 1, f"weight{number}")
+        for number, (name, config) in enumerate(full.stored.items()):
+            root.add_module(f"stored{number}", self._store(graph, twins[name], name, config, f"stored{number}"))
         return fx.GraphModule(root, graph)
+
+    def _store(self, graph: fx.Graph, node: fx.Node, name: str, config: OpConfig, module: str) -> nn.Module:
+        """Put the switch of a weight that is only stored in fewer bits, or of a cast, into the graph and return it."""
+        path = next(op.weight for op in self._captured.ops if op.node == name)
+        assert config.weight is not None  # noqa: S101 - the plan was checked
+        packed = stored.packed(self._captured, path, config.weight)
+        if config.mode is Mode.WEIGHT_ONLY:
+            weight = self._weights[name] = WeightSwitch(stored.float_weight(packed))
+            _insert(graph, node, weight_position(node), module)
+            return weight
+        cast = self._weights[name] = CastSwitch(node.target, packed.parts["bf16"])
+        with graph.inserting_before(node):
+            switched = graph.call_module(module, node.args)
+        node.replace_all_uses_with(switched)
+        graph.erase_node(node)
+        return cast
 
 
 def _insert(graph: fx.Graph, node: fx.Node, position: int, module: str) -> None:
