@@ -241,7 +241,15 @@ def _result(run: Run, finalist: _Finalist, ended: str, extra: float, steps: _Ste
         is_interrupted=steps.is_interrupted,
     )
     note = finalist.result.note
-    notices = (*run.notices, *([note] if note else []), *report.notes, *_warnings(result), *guarded, *steps.notices)
+    notices = (
+        *run.notices,
+        *([note] if note else []),
+        *report.notes,
+        *_warnings(result),
+        *getattr(bench.evaluator, "notices", ()),
+        *guarded,
+        *steps.notices,
+    )
     return replace(result, notices=tuple(dict.fromkeys(notices)))
 
 

@@ -16,6 +16,13 @@ def close_to(word: object, known: Iterable[str]) -> str:
     return f" (did you mean {folded[close[0]]!r}?)" if close else ""
 
 
+def unknown_among(options: Iterable[str], known: Iterable[str]) -> str:
+    """Return a sentence about the options that nobody knows, with what was probably meant; "" when all are known."""
+    names = tuple(known)
+    strange = [f"{name!r}{close_to(name, names)}" for name in options if name not in names]
+    return f"options: found {', '.join(strange)}, expected some of {', '.join(names) or 'none'}" if strange else ""
+
+
 def only_known(options: Mapping[str, Any], *, needed: tuple[str, ...], known: tuple[str, ...]) -> None:
     """Refuse missing and unknown keys.
 

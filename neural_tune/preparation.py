@@ -177,7 +177,7 @@ def prepare(task: Task) -> Run:
         if not records:
             (directory.root / "job.yaml").write_text(json.dumps(to_jsonable(_portable(config)), indent=1) + "\n")
             log.append("run", identity=identity, config=to_jsonable(_portable(config)), versions=_versions(space))
-        notices = (*config.notices, *space.notices, *space.capability.notes)
+        notices = (*config.notices, *_notices(config), *space.notices, *space.capability.notes)
         results = _results(records)
         task.reporter.on_event(
             events.RunStarted(
@@ -199,6 +199,17 @@ def prepare(task: Task) -> Run:
     except BaseException:
         log.close()
         raise
+
+
+def _notices(config: TuneConfig) -> tuple[str, ...]:
+    """Return what a user should know about a configuration that is valid, but probably not what she means."""
+    if config.approach == "weight_only" and config.objectives.names[0] in ("latency", "throughput"):
+        told = (
+            "approach weight_only makes models smaller; with the objective 'latency' every op that does not get faster by it stays float: "
+            "objective 'size' packs them all"
+        )
+        return (told,)
+    return ()
 
 
 def _check_training(task: Task) -> None:

@@ -32,6 +32,8 @@ from neural_tune.values import (
 )
 
 _NO_RECIPES: Mapping[str, object] = FrozenMap()
+# A message names this many precisions, and this many ops with the same fault; the rest would bury them.
+_MOST_OFFERS, _MOST_ERRORS = 8, 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +214,8 @@ class TuningSpace:
                 stuck[op.name] = "it offers float only, unless a rule asks for more"
         groups = _group(capability, kept, fixed, stuck, errors)
         if errors:
-            raise ConfigError("\n".join(errors))
+            more = [f"... and {len(errors) - _MOST_ERRORS} ops more like these"] if len(errors) > _MOST_ERRORS else []
+            raise ConfigError("\n".join([*errors[:_MOST_ERRORS], *more]))
         unknown = sorted(name for name, setting in recipes.items() if setting and name not in capability.recipes)
         offered = ", ".join(capability.recipes) or "none"
         return cls(
@@ -313,9 +316,12 @@ def _float_rule(rules: list[Rule]) -> Rule:
 
 def _nothing_left(op: OpCapability, rules: list[Rule]) -> str:
     offered = sorted({config.describe() for config in (*op.choices, *op.extra) if not config.is_float})
+    if len(offered) > _MOST_OFFERS:
+        offered = [*offered[:_MOST_OFFERS], f"... ({len(offered)} in all; `neural-tune inspect` shows them)"]
     labels = ", ".join(rule.label for rule in rules)
+    why = f" ({op.why})" if op.why else ""
     return (
-        f"{labels}: leaves op {op.name!r} ({op.type}) no precision but float; the adapter offers {offered}. "
+        f"{labels}: leaves op {op.name!r} ({op.type}) no precision but float; the adapter offers {offered}{why}. "
         "Loosen the rule, or exclude the op to keep it in float"
     )
 

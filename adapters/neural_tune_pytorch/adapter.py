@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from neural_tune.errors import AdapterError, CapabilityError, DataError
+from neural_tune.options import unknown_among
 from neural_tune.protocols import AdapterOptions, BuildReport, Inputs, Outputs, Toggles, Training
 from neural_tune.values import Candidate, Capability, LatencyProfile
 from neural_tune_pytorch import archive, plugin
@@ -34,6 +35,8 @@ BACKENDS = {
     "fx": ("neural_tune_pytorch.backends.fx", "FxBackend"),
     "eager": ("neural_tune_pytorch.backends.eager", "EagerBackend"),
 }
+# What `options=` may hold.
+OPTIONS = ("bits", "compile", "example_inputs")
 _ANY = ("default", "auto")
 _IPEX = (
     "backend 'ipex': Intel's extension was archived upstream in 2026 and has no release for this torch; its successor, "
@@ -59,6 +62,8 @@ class PyTorchAdapter:
             AdapterError: the module breaks on the example.
         """
         _check_options(options)
+        if strange := unknown_among(options.extra, OPTIONS):
+            raise CapabilityError(strange)
         source = models.take(model, options)
         if options.inputs and set(options.inputs) != set(source.calling.names):
             found, needed = list(options.inputs), list(source.calling.names)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from neural_tune.errors import AdapterError, CapabilityError
+from neural_tune.options import unknown_among
 from neural_tune.protocols import (
     AdapterOptions,
     BuildReport,
@@ -32,6 +33,8 @@ _BACKENDS = {
     "onednn": "neural_tune_tensorflow.backends.onednn:OnednnBackend",
     "litert": "neural_tune_tensorflow.backends.litert:LitertBackend",
 }
+# What `options=` may hold.
+OPTIONS = ("signature",)
 _DEFAULTS = {"static": "onednn", "auto": "onednn", "qat": "onednn", "dynamic": "litert", "weight_only": "litert"}
 
 
@@ -56,6 +59,8 @@ class TensorFlowAdapter:
             raise CapabilityError(message)
         if options.reduce_range:
             raise CapabilityError("reduce_range: TensorFlow's int8 kernels use the full range; leave it out")
+        if strange := unknown_among(options.extra, OPTIONS):
+            raise CapabilityError(strange)
         is_lite = isinstance(model, str | Path) and Path(model).suffix.lower() == ".tflite"
         name = options.backend if options.backend != "default" else _DEFAULTS.get(options.approach, "onednn")
         name = "litert" if is_lite and options.backend == "default" else name

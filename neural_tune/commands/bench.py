@@ -162,8 +162,6 @@ def _memory(entries: Sequence[_Entry], inputs: dict[str, Array], threads: int) -
 
 
 def _row(entry: _Entry, standing: Standing, peak: int | None) -> dict[str, Any]:
-    from neural_tune.measure import size_on_disk  # noqa: PLC0415
-
     return {
         "model": entry.name,
         "framework": entry.adapter.name,
@@ -173,7 +171,8 @@ def _row(entry: _Entry, standing: Standing, peak: int | None) -> dict[str, Any]:
         "ratio": standing.ratio,
         "ratio_interval": [standing.ratio_low, standing.ratio_high],
         "rounds": standing.rounds,
-        "size": size_on_disk(entry.artifact),
+        # An adapter knows what belongs to a model, weights in a file of their own among it.
+        "size": entry.adapter.size(entry.built),
         "peak_memory": peak,
     }
 

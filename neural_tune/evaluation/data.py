@@ -288,7 +288,7 @@ class CalibrationStream:
                 f"calibration: {self._limit} samples were asked for, the data has {self.samples}; all of them are used. "
                 "Give more data or a smaller sampling_size"
             )
-        elif self.samples > self._limit:
+        elif self.samples > 1.5 * self._limit:  # a little more than asked for surprises nobody
             self.notices.append(
                 f"calibration: {self._limit} samples were asked for, {self.samples} are used: batches are taken whole, as the loader cuts "
                 "them"

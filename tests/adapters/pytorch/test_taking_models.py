@@ -218,9 +218,9 @@ def test_options_that_do_not_exist_are_refused(networks, field):
         PyTorchAdapter().load(networks.small(), options(networks.images()[0], **{field: "no such thing"}))
 
 
-def test_weight_only_is_refused_by_pt2e(networks):
-    hold = load(networks.small(), networks.images()[0], backend="pt2e", approach="weight_only")
-    with pytest.raises(CapabilityError, match="weight_only"):
+def test_an_approach_that_pt2e_does_not_know_is_refused(networks):
+    hold = load(networks.small(), networks.images()[0], backend="pt2e", approach="no such thing")
+    with pytest.raises(CapabilityError, match="offers static, dynamic, auto, weight_only, qat"):
         PyTorchAdapter().query(hold)
 
 

@@ -46,7 +46,7 @@ def test_the_trainer_example_quantizes_both_ways_within_1_percent_of_f1_and_relo
         result = json.loads((saved / "result.json").read_text())
         assert result["status"] == "accepted"
         assert sum(op["precision"] != "float" for op in result["ops"] if op["type"] == "linear") >= 12
-        assert result["size_ratio"] > 1.5  # the embedding of this small model stays float
+        assert result["size_ratio"] > 1.5  # the text of the graph weighs much beside so small a model
 
 
 @pytest.mark.slow

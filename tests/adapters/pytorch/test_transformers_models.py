@@ -94,7 +94,7 @@ def test_batches_of_another_length_are_taken():
 
 
 def test_a_saved_transformer_is_nearly_four_times_smaller(tmp_path):
-    """Weights of linears in one byte, nothing dead kept; embeddings and norms stay float, so the model here has few of them."""
+    """Weights of linears in one byte, nothing dead kept; norms stay float."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 1024}
     config = transformers.BertConfig(vocab_size=50, max_position_embeddings=32, num_labels=3, **sizes)

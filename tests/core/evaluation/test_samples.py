@@ -179,7 +179,7 @@ def tuned(task: ToyTask, workspace: Path, reporter: Any, batch_size: int | None,
 def test_a_model_of_one_batch_size_is_tuned_with_the_loaders_batches_alone(strategy: str, tmp_path: Path) -> None:
     result = tuned(toy_task(), tmp_path, Stages(), None, strategy)
     assert result.accepted
-    assert any("100 samples were asked for, 120 are used" in notice for notice in result.notices)
+    assert not any("samples were asked for" in notice for notice in result.notices)  # 120, a little more than asked for
 
 
 def test_a_batch_size_for_measuring_that_the_model_refuses_is_an_error_before_the_search(tmp_path: Path) -> None:

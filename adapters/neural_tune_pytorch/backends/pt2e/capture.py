@@ -115,21 +115,31 @@ def _free_axes(tensor: Tensor) -> dict[int, Any]:
 
 
 def _has_free_rows(graph: fx.GraphModule, feed: Feed) -> bool:
-    """Return whether the first row alone (doubled) gives the first row of every output."""
-    with torch.no_grad():
-        whole = graph(*feed)
-        part = (
-            graph(*(tensor[:1].repeat(2, *[1] * (tensor.ndim - 1)) for tensor in feed))
-            if all(t.ndim for t in feed)
-            else None
-        )
-    if part is None:
+    """Return whether the first row gives the same outputs beside the rows of the example, beside itself and beside a row unlike it.
+
+    Where no such row can be made (single token ids), nothing is proven, and the rows count as bound to each other.
+    """
+    if not all(tensor.ndim for tensor in feed):
         return False
+    twice = tuple(torch.cat([tensor[:1], tensor[:1]]) for tensor in feed)
+    mixed = tuple(_beside_another(tensor) for tensor in feed)
+    if all(torch.equal(one, two) for one, two in zip(twice, mixed, strict=True)):
+        return False
+    with torch.no_grad():
+        whole, *others = graph(*feed), graph(*twice), graph(*mixed)
     rows = feed[0].shape[0]
     return all(
         one.ndim and one.shape[0] == rows and torch.allclose(one[:1], two[:1], rtol=1e-4, atol=1e-5)
-        for one, two in zip(whole, part, strict=True)
+        for other in others
+        for one, two in zip(whole, other, strict=True)
     )
+
+
+def _beside_another(tensor: Tensor) -> Tensor:
+    """Return the first row and a row unlike it: mirrored, and floats moved."""
+    first = tensor[:1]
+    other = first.flip(tuple(range(1, first.ndim))) if first.ndim > 1 else first
+    return torch.cat([first, other * 1.5 + 0.25 if other.is_floating_point() else other])
 
 
 def widened(feed: Feed) -> Feed:
