@@ -204,7 +204,7 @@ def _captured(source: Source, options: AdapterOptions) -> TorchModel:
     refusals: list[str] = []
     for candidate in BACKENDS if name in _ANY else (name,):
         try:
-            backend = backend_named(candidate)
+            backend = _usable(candidate, options) if name in _ANY else backend_named(candidate)
             captured = backend.capture(source, options)
         except CapabilityError as error:
             refusals.append(f"{candidate}: {error}")
@@ -212,6 +212,13 @@ def _captured(source: Source, options: AdapterOptions) -> TorchModel:
         notes += [f"backend {candidate!r} is used, because {reason}" for reason in refusals]
         return TorchModel(source=source, backend=backend, captured=captured, options=options, notes=tuple(notes))
     raise CapabilityError("no backend can capture the model. " + "; ".join(refusals))
+
+
+def _usable(name: str, options: AdapterOptions) -> Backend:
+    backend = backend_named(name)
+    if unusable := backend.unusable(options):
+        raise CapabilityError(unusable)
+    return backend
 
 
 def _check_options(options: AdapterOptions) -> None:

@@ -90,6 +90,9 @@ class Backend(Protocol):
     name: str
     """As in `AdapterOptions.backend` and in the metadata of saved models: "pt2e", "fx", "eager"."""
 
+    def unusable(self, options: AdapterOptions) -> str:
+        """Return why nothing could run in integers here, whatever the model is; "" when all is well. "auto" then tries the next backend."""
+
     def capture(self, source: Source, options: AdapterOptions) -> Any:
         """Return the backend's own form of the float model.
 

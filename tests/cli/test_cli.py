@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -310,7 +311,7 @@ def test_help_takes_less_than_the_budget() -> None:
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
-    command = f"{sys.executable} -m neural_tune list | head -1"
+    command = f"{shlex.quote(sys.executable)} -m neural_tune list | head -1"
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command}"],
         check=False,

@@ -116,6 +116,10 @@ class EagerBackend:
 
     name = "eager"
 
+    def unusable(self, options: AdapterOptions) -> str:  # noqa: ARG002 - protocol
+        """Return "": an engine that is missing is refused by `capture`."""
+        return ""
+
     def capture(self, source: Source, options: AdapterOptions) -> Captured:
         """Return the module with batch norms folded, and a recording of one run.
 

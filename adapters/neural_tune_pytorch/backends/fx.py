@@ -31,6 +31,10 @@ class FxBackend:
 
     name = "fx"
 
+    def unusable(self, options: AdapterOptions) -> str:  # noqa: ARG002 - protocol
+        """Return "": an engine that is missing is refused by `capture`."""
+        return ""
+
     def capture(self, source: Source, options: AdapterOptions) -> Captured:
         """Return the FX graph of the module.
 

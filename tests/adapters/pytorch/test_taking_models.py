@@ -22,6 +22,7 @@ pytest.importorskip("torchao", reason='needs pip install "neural-tune[pytorch]"'
 from torch import nn  # noqa: E402
 
 from neural_tune_pytorch.adapter import PyTorchAdapter  # noqa: E402
+from neural_tune_pytorch.backends.pt2e import lowering  # noqa: E402
 from neural_tune_pytorch.calling import Outputs, flatten, unflatten  # noqa: E402
 
 REFERENCE = FrozenMap({"compile": False})
@@ -305,3 +306,16 @@ def test_products_with_a_constant_matrix_are_linears_and_batch_norms_are_folded(
         expected = module(example).numpy()
     found = adapter.run(adapter.build(hold, FLOAT_CANDIDATE, None, None), example)[0]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_where_nothing_can_be_compiled_the_next_backend_is_taken_with_the_reason(monkeypatch):
+    problem = lowering.Probe(convolution=False, linear=False, dynamic=False, problem="no compiler here")
+    monkeypatch.setattr(lowering, "probe", lambda: problem)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
+    hold = PyTorchAdapter().load(model, AdapterOptions(example=torch.zeros(2, 8)))
+    assert hold.backend.name == "fx"
+    assert any("no compiler here" in note for note in hold.notes)
+    named = PyTorchAdapter().load(model, AdapterOptions(example=torch.zeros(2, 8), backend="pt2e"))
+    assert named.backend.name == "pt2e"
+    uncompiled = AdapterOptions(example=torch.zeros(2, 8), extra=FrozenMap({"compile": False}))
+    assert PyTorchAdapter().load(model, uncompiled).backend.name == "pt2e"

@@ -18,7 +18,7 @@ from neural_tune.values import Candidate, Capability, FrozenMap, LatencyProfile
 from neural_tune_pytorch import archive
 from neural_tune_pytorch.backend import Built, Feed, Source
 from neural_tune_pytorch.backends.pt2e import build as building
-from neural_tune_pytorch.backends.pt2e import capability, capture, observe, plan, save
+from neural_tune_pytorch.backends.pt2e import capability, capture, lowering, observe, plan, save
 from neural_tune_pytorch.backends.pt2e.capture import Captured
 from neural_tune_pytorch.backends.pt2e.lowering import Compiled, Reference
 from neural_tune_pytorch.backends.pt2e.plan import Plan
@@ -33,6 +33,10 @@ class Pt2eBackend:
     """torch.export and Inductor; see `neural_tune_pytorch.backend.Backend`."""
 
     name = "pt2e"
+
+    def unusable(self, options: AdapterOptions) -> str:
+        """Return why nothing can be compiled here; "" where it can, or where the user asked for the Q/DQ graph."""
+        return lowering.probe().problem if options.extra.get("compile", True) else ""
 
     def capture(self, source: Source, options: AdapterOptions) -> Captured:
         """Return the exported, normalised graph. Raises CapabilityError where torch.export refuses the module."""
