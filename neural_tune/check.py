@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+import numpy as np
+
 from neural_tune.lock import (
     Lock,
     LockedMetric,
@@ -28,6 +30,9 @@ from neural_tune.replay import Replayed, fitted, replay
 from neural_tune.result import TuneResult
 from neural_tune.values import FrozenMap, judge
 
+# With the same model, data, versions and processor, a replay gives the same outputs. A sample whose distance from float differs by more than this share
+# (and by more than float32 rounds away) moved; a few may, where sums are added up in another order.
+_MOVED, _ALIKE, _MOST_MOVED = 0.02, 1e-9, 0.05
 _MOST_NAMES = 5
 
 
@@ -156,6 +161,7 @@ class _Comparison:
         yield from self._accuracy(is_same_data)
         yield self._criterion()
         yield self._distance(is_same_data)
+        yield self._reproduced(is_same_data)
         yield self._ops()
         yield self._size()
         yield self._latency()
@@ -240,6 +246,27 @@ class _Comparison:
         outcome = Outcome.FAILED if low > 1.0 + self.tolerance.distance else Outcome.PASSED
         detail = f"{ratio:.3f} times the locked one (99 % interval {low:.3f} to {high:.3f}), tolerated {1 + self.tolerance.distance:.2f}"
         return Check(name=name, outcome=outcome, locked=locked, now=f"{now.mean():.3g}", detail=detail)
+
+    def _reproduced(self, is_same_data: bool) -> Check:
+        """Where nothing changed that may change the numbers, they must be the locked ones: better ones would be a surprise too."""
+        name = "same outputs"
+        excuses = {
+            "the float model is another one": self._has_another_model(),
+            "the evaluation data changed": not is_same_data,
+            "the calibration data changed": calibration_digest(self.run) != self.lock.calibration,
+            "versions or processor changed": dict(versions_of(self.run)) != dict(self.lock.versions),
+            "candidates are trained, and no two trainings are alike": self.run.task.train_func is not None,
+        }
+        excuse = next((reason for reason, holds in excuses.items() if holds), "")
+        if excuse or self.result.artifact is None:
+            return Check(name=name, outcome=Outcome.SKIPPED, detail=excuse or "there is no model")
+        now = distances_of(self.run, self.result.artifact)
+        if len(now) != len(self.values.distances) or not len(now):
+            return Check(name=name, outcome=Outcome.SKIPPED, detail="measured on other samples")
+        moved = float(np.mean(np.abs(now - self.values.distances) > _MOVED * np.abs(self.values.distances) + _ALIKE))
+        outcome = Outcome.FAILED if moved > _MOST_MOVED else Outcome.PASSED
+        detail = "" if not moved else f"{moved:.0%} of the samples lie elsewhere between the locked outputs and float's"
+        return Check(name=name, outcome=outcome, detail=detail)
 
     def _ops(self) -> Check:
         now = {op.name: op for op in self.result.ops}

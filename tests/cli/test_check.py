@@ -140,6 +140,25 @@ def test_a_scale_that_is_off_by_ten_percent_fails(
     assert "distance from float" in failed(found)
 
 
+@pytest.mark.parametrize(("place", "factor"), [(1, 1.1), (3, 0.9), (-2, 1.1)])
+def test_an_activation_scale_that_is_off_by_ten_percent_fails(
+    place: int, factor: float, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Q and DQ share the scale, so the model is hardly worse; but it is not the one that was locked."""
+
+    def change(model: object) -> None:
+        names = [node.input[1] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+        name = list(dict.fromkeys(names))[place]
+        (scale,) = [item for item in model.graph.initializer if item.name == name]
+        array = onnx.numpy_helper.to_array(scale)
+        scale.CopyFrom(onnx.numpy_helper.from_array((array * np.float32(factor)).astype(array.dtype), name))
+
+    spoil(monkeypatch, change)
+    code, found = checks(capsys, project, "--no-latency")
+    assert code == 1
+    assert "same outputs" in failed(found)
+
+
 def test_other_calibration_data_that_lower_accuracy_fail(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     key = "quantization.calibration.dataloader.dataset.npz.x=x_quiet"
     code, found = checks(capsys, project, "--no-latency", "--set", key)
