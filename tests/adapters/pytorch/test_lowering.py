@@ -141,7 +141,8 @@ def test_without_a_compiler_the_message_says_what_to_do(monkeypatch, networks):
     problem = lowering.Probe(convolution=False, linear=False, dynamic=False, problem="InvalidCxxCompiler: none")
     monkeypatch.setattr(lowering, "probe", lambda: problem)
     adapter = PyTorchAdapter()
-    capability = adapter.query(adapter.load(networks.small(), AdapterOptions(example=networks.images()[0])))
+    options = AdapterOptions(example=networks.images()[0], backend="pt2e")
+    capability = adapter.query(adapter.load(networks.small(), options))
     assert any("Install a C++ compiler" in note for note in capability.notes)
     assert not any(op.is_quantizable for op in capability.ops)
 
