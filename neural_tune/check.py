@@ -26,8 +26,10 @@ from neural_tune.lock import (
 from neural_tune.measure import SpeedComparison
 from neural_tune.paired import paired_test, ratio_interval
 from neural_tune.preparation import Run, Task
+from neural_tune.protocols import Array
 from neural_tune.replay import Replayed, fitted, replay
 from neural_tune.result import TuneResult
+from neural_tune.stored_model import StoredModel
 from neural_tune.values import FrozenMap, judge
 
 # With the same model, data, versions and processor, a replay gives the same outputs. A sample whose distance from float differs by more than this share
@@ -108,6 +110,7 @@ def check(
     values: SampleValues,
     tolerance: Tolerance | None = None,
     *,
+    stored: StoredModel | None = None,
     is_new_model: bool = False,
     has_latency: bool = True,
 ) -> CheckReport:
@@ -118,17 +121,28 @@ def check(
         lock: What was.
         values: What was, per sample.
         tolerance: What is let pass.
+        stored: The locked model itself, where training made it: it is checked, and nothing is trained.
         is_new_model: The float model was exchanged on purpose: its outputs are not compared with those of the old one.
         has_latency: False measures no latency.
 
     Raises:
         NeuralTuneError: the task cannot be started.
     """
-    replayed = replay(task, fitted(lock.recipe))
+    replayed = replay(task, fitted(lock.recipe), stored)
     run, result = replayed.run, replayed.result
     if run is None or result.artifact is None:
         return _impossible(lock, replayed)
-    comparison = _Comparison(lock, values, tolerance or Tolerance(), replayed, run, result, is_new_model, has_latency)
+    comparison = _Comparison(
+        lock,
+        values,
+        tolerance or Tolerance(),
+        replayed,
+        run,
+        result,
+        _Sameness.of(lock, run),
+        is_new_model,
+        has_latency,
+    )
     return CheckReport(checks=tuple(comparison.checks()), notices=comparison.notices(), versions=versions_of(run))
 
 
@@ -141,6 +155,26 @@ def _impossible(lock: Lock, replayed: Replayed) -> CheckReport:
     return CheckReport(checks=(failed,), versions=versions)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sameness:
+    """Whether a replay had what the lock was made with; each is told from hashes, which are taken once."""
+
+    has_model: bool
+    has_evaluation_data: bool
+    has_calibration_data: bool
+    has_versions: bool
+
+    @classmethod
+    def of(cls, lock: Lock, run: Run) -> _Sameness:
+        """Compare."""
+        return cls(
+            has_model=run.bench.adapter.fingerprint(run.bench.model) == lock.model,
+            has_evaluation_data=evaluation_digest(run) == lock.evaluation,
+            has_calibration_data=calibration_digest(run) == lock.calibration,
+            has_versions=dict(versions_of(run)) == dict(lock.versions),
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class _Comparison:
     """A lock and its replay, side by side."""
@@ -151,17 +185,16 @@ class _Comparison:
     replayed: Replayed
     run: Run
     result: TuneResult
+    same: _Sameness
     is_new_model: bool
     has_latency: bool
 
     def checks(self) -> Iterator[Check]:
         """Yield every check."""
-        is_same_data = evaluation_digest(self.run) == self.lock.evaluation
-        yield self._data(is_same_data)
-        yield from self._accuracy(is_same_data)
+        yield self._data(self.same.has_evaluation_data)
+        yield from self._accuracy(self.same.has_evaluation_data)
         yield self._criterion()
-        yield self._distance(is_same_data)
-        yield self._reproduced(is_same_data)
+        yield from self._outputs()
         yield self._ops()
         yield self._size()
         yield self._latency()
@@ -174,14 +207,11 @@ class _Comparison:
             for name in sorted({*self.lock.versions, *now})
             if self.lock.versions.get(name) != now.get(name)
         ]
-        if self._has_another_model() and not self.is_new_model:
+        if not self.same.has_model and not self.is_new_model:
             found.append("the float model is another one than when locked")
-        if calibration_digest(self.run) != self.lock.calibration:
+        if not self.same.has_calibration_data:
             found.append("the calibration data are other ones than when locked")
         return tuple(found)
-
-    def _has_another_model(self) -> bool:
-        return self.run.bench.adapter.fingerprint(self.run.bench.model) != self.lock.model
 
     def _data(self, is_same: bool) -> Check:
         if not self.lock.evaluation:
@@ -230,39 +260,43 @@ class _Comparison:
             name="criterion", outcome=outcome, locked=words[was_met], now=words[verdict.is_met], detail=verdict.reason
         )
 
-    def _distance(self, is_same_data: bool) -> Check:
-        name, locked = "distance from float", f"{self.lock.distance:.3g}"
-        if self._has_another_model():
-            return Check(name=name, outcome=Outcome.SKIPPED, locked=locked, detail="the float model is another one")
-        if not is_same_data or self.result.artifact is None:
-            return Check(name=name, outcome=Outcome.SKIPPED, locked=locked, detail="the evaluation data changed")
-        if not self.lock.evaluation and calibration_digest(self.run) != self.lock.calibration:
+    def _outputs(self) -> Iterator[Check]:
+        """Yield the two checks on the outputs themselves; the float model and the replayed one are run once for both."""
+        excuses = {
+            "the float model is another one": not self.same.has_model,
+            "the evaluation data changed": not self.same.has_evaluation_data,
             # Where nobody sees the evaluation data, the distance is that on a batch of calibration data.
-            return Check(name=name, outcome=Outcome.SKIPPED, locked=locked, detail="the calibration data changed")
-        now = distances_of(self.run, self.result.artifact)
-        if len(now) != len(self.values.distances):
-            return Check(name=name, outcome=Outcome.SKIPPED, locked=locked, detail="measured on other samples")
+            "the calibration data changed": not self.lock.evaluation and not self.same.has_calibration_data,
+            "there is no model": self.result.artifact is None,
+        }
+        excuse = next((reason for reason, holds in excuses.items() if holds), "")
+        now = np.zeros(0) if excuse or self.result.artifact is None else distances_of(self.run, self.result.artifact)
+        if not excuse and (len(now) != len(self.values.distances) or not len(now)):
+            excuse = "measured on other samples"
+        yield self._distance(now, excuse)
+        yield self._reproduced(now, excuse)
+
+    def _distance(self, now: Array, excuse: str) -> Check:
+        name, locked = "distance from float", f"{self.lock.distance:.3g}"
+        if excuse:
+            return Check(name=name, outcome=Outcome.SKIPPED, locked=locked, detail=excuse)
         ratio, low, high = ratio_interval(self.values.distances, now)
         outcome = Outcome.FAILED if low > 1.0 + self.tolerance.distance else Outcome.PASSED
         detail = f"{ratio:.3f} times the locked one (99 % interval {low:.3f} to {high:.3f}), tolerated {1 + self.tolerance.distance:.2f}"
         return Check(name=name, outcome=outcome, locked=locked, now=f"{now.mean():.3g}", detail=detail)
 
-    def _reproduced(self, is_same_data: bool) -> Check:
+    def _reproduced(self, now: Array, excuse: str) -> Check:
         """Where nothing changed that may change the numbers, they must be the locked ones: better ones would be a surprise too."""
         name = "same outputs"
         excuses = {
-            "the float model is another one": self._has_another_model(),
-            "the evaluation data changed": not is_same_data,
-            "the calibration data changed": calibration_digest(self.run) != self.lock.calibration,
-            "versions or processor changed": dict(versions_of(self.run)) != dict(self.lock.versions),
-            "candidates are trained, and no two trainings are alike": self.run.task.train_func is not None,
+            excuse: bool(excuse),
+            "the calibration data changed": not self.same.has_calibration_data,
+            "versions or processor changed": not self.same.has_versions,
+            "candidates are trained, and no two trainings are alike": self.run.bench.train_func is not None,
         }
         excuse = next((reason for reason, holds in excuses.items() if holds), "")
-        if excuse or self.result.artifact is None:
-            return Check(name=name, outcome=Outcome.SKIPPED, detail=excuse or "there is no model")
-        now = distances_of(self.run, self.result.artifact)
-        if len(now) != len(self.values.distances) or not len(now):
-            return Check(name=name, outcome=Outcome.SKIPPED, detail="measured on other samples")
+        if excuse:
+            return Check(name=name, outcome=Outcome.SKIPPED, detail=excuse)
         moved = float(np.mean(np.abs(now - self.values.distances) > _MOVED * np.abs(self.values.distances) + _ALIKE))
         outcome = Outcome.FAILED if moved > _MOST_MOVED else Outcome.PASSED
         detail = "" if not moved else f"{moved:.0%} of the samples lie elsewhere between the locked outputs and float's"

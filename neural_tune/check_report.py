@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree  # noqa: ICN001 - two letters say less
 
+from neural_tune import words
 from neural_tune.check import Check, CheckReport, Outcome
-from neural_tune.report import tables, words
+from neural_tune.report import tables
 from neural_tune.values import to_jsonable
 
 _MARKS = {Outcome.PASSED: "ok", Outcome.FAILED: "FAILED", Outcome.SKIPPED: "skipped"}

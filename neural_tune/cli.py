@@ -49,6 +49,9 @@ def _guarded(arguments: argparse.Namespace) -> int:
         return _complain(error, USAGE)
     except NeuralTuneError as error:
         return _complain(error, FAILURE)
+    except ModuleNotFoundError as error:
+        traceback.print_exc()
+        return _suggest(error)
     except BrokenPipeError:
         return MET
     except KeyboardInterrupt:
@@ -72,6 +75,16 @@ def parser() -> argparse.ArgumentParser:
     for group in _GROUPS:
         group.add(commands)
     return made
+
+
+def _suggest(error: ModuleNotFoundError) -> int:
+    """Say how to get the module that user code lacks, where it is one of a framework's."""
+    from neural_tune.plugins import hint_for  # noqa: PLC0415
+
+    hint = hint_for(error.name or "")
+    if hint:
+        say(f"{error.name} is not installed: {hint}")
+    return USAGE if hint else FAILURE
 
 
 def _complain(error: NeuralTuneError, code: int) -> int:

@@ -11,7 +11,6 @@ import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -291,27 +290,67 @@ def hf_columns(
         DataError: no such split or column.
     """
     datasets = library("datasets", "datasets")
-    stored = datasets.load_from_disk(str(root))
-    if not hasattr(stored, "column_names") or isinstance(stored.column_names, dict):
-        if split is None and len(stored) > 1:
-            raise DataError(f"{root}: found the splits {', '.join(stored)}, expected one of them as split")
-        chosen = split if split is not None else next(iter(stored))
-        if chosen not in stored:
-            raise DataError(f"{root}: found no split {chosen!r}, expected one of {', '.join(stored)}")
-        stored = stored[chosen]
+    try:
+        stored = datasets.load_from_disk(str(root))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{root}: found no dataset that save_to_disk wrote ({error})") from error
+    if isinstance(stored, Mapping):
+        stored = _split_of(root, stored, split)
     unknown = [name for name in (*columns.values(), *([y] if y else [])) if name not in stored.column_names]
     if unknown:
         raise DataError(f"{root}: found no column {unknown[0]!r}, expected one of {', '.join(stored.column_names)}")
-    rows: dict[str, Rows] = {
-        name: LazyRows(range(len(stored)), partial(_cell, stored, column)) for name, column in columns.items()
-    }
-    return rows, None if y is None else np.asarray(stored[y])
+    rows: dict[str, Rows] = {name: StoredColumn.of(stored, column) for name, column in columns.items()}
+    return rows, None if y is None else np.asarray(stored[y][:])
 
 
-def _cell(stored: Any, column: str, place: int) -> Array:
-    """Return one cell as an array; an image of Pillow becomes uint8 (height, width, 3)."""
-    value = stored[place][column]
-    return np.asarray(value.convert("RGB")) if hasattr(value, "convert") else np.asarray(value)
+def _split_of(root: Path, stored: Mapping[str, Any], split: str | None) -> Any:
+    if split is None and len(stored) > 1:
+        raise DataError(f"{root}: found the splits {', '.join(stored)}, expected one of them as split")
+    chosen = split if split is not None else next(iter(stored))
+    if chosen not in stored:
+        raise DataError(f"{root}: found no split {chosen!r}, expected one of {', '.join(stored)}")
+    return stored[chosen]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredColumn:
+    """A column of a Hugging Face dataset: numbers as they were declared, images as uint8 of shape (height, width, 3).
+
+    Attributes:
+        table: The column alone, so that no other one is decoded.
+        name: Its name.
+    """
+
+    table: Any
+    name: str
+
+    @classmethod
+    def of(cls, stored: Any, name: str) -> StoredColumn:
+        """Return the column `name` of a dataset."""
+        alone = stored.select_columns([name])
+        declared = _declared(stored.features[name])
+        # Without a format, numbers come as Python's own, and what was float32 would become float64.
+        return cls(alone.with_format("numpy", dtype=declared) if declared else alone.with_format(None), name)
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.table)
+
+    def __getitem__(self, rows: slice) -> list[Array]:
+        """Return the samples of `rows`, each with its own shape."""
+        cells = self.table[rows][self.name]
+        return [np.asarray(cell.convert("RGB") if hasattr(cell, "convert") else cell) for cell in cells]
+
+
+def _declared(feature: Any) -> str:
+    """Return the number format inside a declaration, such as that of a list of arrays; "" where it holds no numbers."""
+    while isinstance(feature, list) or hasattr(feature, "feature"):
+        feature = feature[0] if isinstance(feature, list) else feature.feature
+    dtype = getattr(feature, "dtype", None)
+    try:
+        return dtype if isinstance(dtype, str) and np.dtype(dtype).kind in "biuf" else ""
+    except TypeError:
+        return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,24 +7,27 @@ that the model can be quantized at all.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from neural_tune import data_files, plugins
 from neural_tune.callables import import_callable
-from neural_tune.errors import ConfigError, DataError
+from neural_tune.errors import AdapterError, ConfigError, DataError, NeuralTuneError
 from neural_tune.made_inputs import batch_size_of, parse_shapes, random_inputs, specs_of
-from neural_tune.protocols import AdapterOptions, AnyAdapter, Array, CapturesByExample, InputSpec
+from neural_tune.protocols import AdapterOptions, AnyAdapter, Array, CapturesByExample, DescribesInputs, InputSpec
 from neural_tune.run_directory import harmless
+from neural_tune.transforms import stacked, transforms
 from neural_tune.values import FLOAT_CANDIDATE
 from neural_tune.yaml_document import flow
 
 Ask = Callable[[str, tuple[str, ...]], str]
+_Transform: TypeAlias = tuple[tuple[str, Mapping[str, Any]], ...]
 _CALIBRATION, _EVALUATION, _BATCH = 64, 256, 16
+_TRIED = 128  # samples on which ways to prepare them are compared
 _X_WORDS = ("x_val", "x_test", "x", "inputs", "input", "images", "image", "features", "data")
 _Y_WORDS = ("y_val", "y_test", "y", "labels", "label", "targets", "target", "classes")
 _CALIBRATION_WORDS = ("x_calib", "x_calibration", "calibration", "calib", "x_train", "train")
@@ -80,7 +83,7 @@ class _Data:
 
     calibration: Mapping[str, Any]
     evaluation: Mapping[str, Any]
-    transform: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    transform: _Transform = ()
     batch_size: int = _BATCH
     sampling_size: int = 100
     metric: Mapping[str, Any] = field(default_factory=lambda: {"topk": 1})
@@ -88,6 +91,14 @@ class _Data:
     about: str = ""
     made: Path | None = None
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A model that was loaded, and its one input; both None where nobody can tell the input."""
+
+    hold: Any = None
+    spec: InputSpec | None = None
 
 
 def draft(wishes: Wishes) -> Draft:
@@ -218,8 +229,11 @@ def _arrays(adapter: AnyAdapter, model: object, wishes: Wishes, shapes: Mapping[
     calibration = wishes.calibration or next(
         (name for name in _CALIBRATION_WORDS if name in arrays and arrays[name].shape[1:] == arrays[x].shape[1:]), x
     )
-    spec = _spec(adapter, model, shapes, arrays[x])
+    opened = _opened(adapter, model, shapes, arrays[x])
+    spec = opened.spec
     transform, notes = _fitting(arrays[x], spec)
+    if arrays[x].dtype == np.uint8 and ("Rescale", {}) in transform:
+        transform, notes = _tried(adapter, opened, transform, arrays[x], arrays[y]) or (transform, notes)
     source = os.path.relpath(path.resolve(), wishes.output.resolve().parent)
     metric, criterion = _metric_for(arrays[y])
     if calibration == x:
@@ -251,24 +265,54 @@ def _guess(names: Sequence[str], words: Sequence[str], question: str, option: st
     raise ConfigError(f"init: {question} Found {', '.join(names) or 'none that fits'}; name one with {option}")
 
 
-def _spec(adapter: AnyAdapter, model: object, shapes: Mapping[str, InputSpec], x: Array) -> InputSpec | None:
-    """Return the model's one input; None when nobody knows it."""
-    options = (
-        AdapterOptions(example=x[:1].astype(np.float32)) if isinstance(adapter, CapturesByExample) else AdapterOptions()
-    )
-    try:
-        specs = specs_of(adapter, adapter.load(model, options), shapes)
-    except ConfigError:
-        return None
-    if len(specs) != 1:
-        names = ", ".join(spec.name for spec in specs)
-        raise ConfigError(
-            f"init: the model has the inputs {names}; write x as a mapping in the job, for instance x: {{{specs[0].name}: array}}"
-        )
-    return specs[0]
+def _opened(adapter: AnyAdapter, model: object, shapes: Mapping[str, InputSpec], x: Array) -> _Opened:
+    """Return the model and its one input. A model that is captured by calling it is called with each form that samples may have.
+
+    Raises:
+        ConfigError: the model has several inputs.
+        NeuralTuneError: it cannot be loaded, or takes the samples in none of the forms.
+    """
+    fault: NeuralTuneError | None = None
+    for example in _examples(x) if isinstance(adapter, CapturesByExample) else (None,):
+        try:
+            hold = adapter.load(model, AdapterOptions(example=example))
+            specs = _specs(adapter, hold, shapes, example)
+        except ConfigError:
+            return _Opened()
+        except (AdapterError, DataError) as error:
+            fault = fault or error
+            continue
+        if len(specs) != 1:
+            names = ", ".join(spec.name for spec in specs)
+            raise ConfigError(
+                f"init: the model has the inputs {names}; write x as a mapping in the job, for instance x: {{{specs[0].name}: array}}"
+            )
+        return _Opened(hold, specs[0])
+    raise fault or ConfigError("init: the model cannot be called")
 
 
-def _fitting(x: Array, spec: InputSpec | None) -> tuple[tuple[tuple[str, Mapping[str, Any]], ...], tuple[str, ...]]:
+def _specs(
+    adapter: AnyAdapter, hold: Any, shapes: Mapping[str, InputSpec], example: Array | None
+) -> tuple[InputSpec, ...]:
+    """Return the inputs; of a model that only a call can tell, those of the example that it takes."""
+    if example is None or shapes or isinstance(adapter, DescribesInputs):
+        return specs_of(adapter, hold, shapes)
+    adapter.run(adapter.build(hold, FLOAT_CANDIDATE, None, None), example)
+    names = adapter.query(hold).inputs
+    return tuple(InputSpec(name=name, dtype="float32", shape=(None, *example.shape[1:])) for name in names)
+
+
+def _examples(x: Array) -> Iterator[Array]:
+    """Yield a batch as it is, with the channels of images first, and with a channel axis."""
+    batch = x[:_BATCH].astype(np.float32)
+    yield batch
+    if batch.ndim == 4 and batch.shape[3] in (1, 3, 4):
+        yield np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
+    if batch.ndim == 3:
+        yield batch[:, None]
+
+
+def _fitting(x: Array, spec: InputSpec | None) -> tuple[_Transform, tuple[str, ...]]:
     """Return the transforms that bring samples into the form of an input, and what to look at."""
     if spec is None:
         return (), ()
@@ -291,6 +335,30 @@ def _fitting(x: Array, spec: InputSpec | None) -> tuple[tuple[tuple[str, Mapping
     elif x.dtype != np.dtype(spec.dtype):
         steps.append(("Cast", {"dtype": spec.dtype}))
     return tuple(steps), tuple(notes)
+
+
+def _tried(
+    adapter: AnyAdapter, opened: _Opened, scaled: _Transform, x: Array, labels: Array
+) -> tuple[_Transform, tuple[str, ...]] | None:
+    """Return how the float model wants its pixels: from 0 to 1 or as they are, whichever gets more labels right; None where that cannot be told."""
+    if opened.spec is None or _metric_for(labels)[0] != {"topk": 1}:
+        return None
+    plain = tuple(("Cast", {"dtype": opened.spec.dtype}) if step == ("Rescale", {}) else step for step in scaled)
+    batch = opened.spec.shape[0] or min(_BATCH, len(x))
+    count = min(_TRIED, len(x)) // batch * batch
+    shares = []
+    for steps in (scaled, plain):
+        prepared: Any = x[:count]
+        for step in transforms([{name: options} for name, options in steps]):
+            prepared = step.apply(prepared)
+        outputs = _answers(adapter, opened.hold, {opened.spec.name: stacked(prepared)}, batch) if count else np.zeros(0)
+        if outputs.ndim != 2:
+            return None
+        shares.append(float(np.mean(outputs.argmax(axis=1) == labels[:count])))
+    told = f"{max(shares):.0%} of {count} samples are right so, {min(shares):.0%} otherwise"
+    how = "are divided by 255" if shares[0] >= shares[1] else "stay from 0 to 255"
+    hint = "; if the model was trained with mean and std too, add Normalize: {mean: [...], std: [...]}"
+    return (scaled if shares[0] >= shares[1] else plain), (f"inputs {how}: {told}{hint}",)
 
 
 def _fits(found: Sequence[int], wanted: Sequence[int | None]) -> bool:
@@ -328,7 +396,7 @@ def _images(adapter: AnyAdapter, model: object, wishes: Wishes, shapes: Mapping[
         first = np.asarray(rows[0:1][0])
     except DataError as error:
         raise ConfigError(f"--data: {error}") from error
-    spec = _spec(adapter, model, shapes, first[None])
+    spec = _opened(adapter, model, shapes, first[None]).spec
     lengths = spec.shape[1:] if spec and len(spec.shape) == 4 else (224, 224, 3)
     is_first = lengths[0] in (1, 3) and lengths[-1] not in (1, 3)
     height, width = lengths[1:] if is_first else lengths[:2]

@@ -31,6 +31,11 @@ from neural_tune.values import (
     to_jsonable,
 )
 
+_NOTHING_LEFT = (
+    "resume: the search of this run was over, so no trial was added; its model was taken from its files and measured again. "
+    "With more time (timeout) or trials (max_trials) it goes on"
+)
+
 
 def tune(task: Task) -> TuneResult:
     """Run `task` from the float model to a certified result.
@@ -50,7 +55,10 @@ def tune(task: Task) -> TuneResult:
         with run.journal:
             if run.problem:
                 return failed(run, f"the float baseline is not sane: {run.problem}")
+            taken_over = len(run.history.results)
             reason, is_interrupted = search(run)
+            if task.resume is not None and len(run.history.results) == taken_over and not is_interrupted:
+                run.notices = (*run.notices, _NOTHING_LEFT)
             return finish(run, reason, is_interrupted=is_interrupted)
 
 
@@ -67,6 +75,8 @@ def search(run: Run) -> tuple[str, bool]:
                 if proposal is None:
                     break
                 if isinstance(proposal, ProbeRequest):
+                    if run.history.pending:
+                        break  # a trial that is running may end the search, and then nobody needs to know
                     learn(run, frozenset(proposal.probes))
                     continue
                 trial = _trial(run, proposal.candidate, proposal.reason)
@@ -192,9 +202,12 @@ def _announce(run: Run) -> None:
 
 
 def _seconds_per_trial(history: History) -> float:
-    """Return the mean wall time of a trial; before the first one, that of the baseline stands in."""
+    """Return the mean wall time of a trial; before the first one, that of the baseline and of what was built for it or for the probes."""
     times = [sum(result.durations.values()) for result in history.results if result.status is not TrialStatus.FAILED]
-    return sum(times) / len(times) if times else history.baseline.seconds
+    if times:
+        return sum(times) / len(times)
+    built = history.insight.build_seconds if history.insight else 0.0
+    return history.baseline.seconds + max(history.baseline.build_seconds, built)
 
 
 def _seconds_left(run: Run, elapsed: float) -> float:

@@ -326,18 +326,20 @@ def _restored_accuracy(run: Run, ops: tuple[str, ...]) -> str:
 
 def _predicted(run: Run, ops: tuple[str, ...]) -> str:
     """Return what the probes said about a group that no pair of trials measured alone."""
+    group = next((group for group in run.space.groups if group.ops == ops), None)
+    name, word = (group.name, group.choices[0].word) if group is not None else ("", "int8")
     insight = run.history.insight
     latency = insight.latency if insight else None
-    slower = ""
+    slower = alone = ""
     if latency is not None and any(op in latency.int8_ms for op in ops):
         in_float, in_int8 = (sum(times.get(op, 0.0) for op in ops) for times in (latency.float_ms, latency.int8_ms))
-        slower = f"slower in int8: {in_int8:.3g} ms against {in_float:.3g} ms" if in_int8 >= in_float else ""
+        slower = f"slower in {word}: {in_int8:.3g} ms against {in_float:.3g} ms" if in_int8 >= in_float else ""
+        alone = f"; alone it takes {in_int8:.3g} ms in {word} against {in_float:.3g} ms, conversions not counted"
     known = (insight.divergence_with_recipes or insight.divergence) if insight else {}
-    name = next((group.name for group in run.space.groups if group.ops == ops), "")
     if name not in known:
-        return slower or f"the strategy {run.strategy.name!r} left it in float"
+        return slower or f"the strategy {run.strategy.name!r} left it in float{alone}"
     rank = sorted(known.values(), reverse=True).index(known[name]) + 1
-    told = f"in int8 alone it moves the outputs by {known[name]:.2g} of their variance (rank {rank} of {len(known)})"
+    told = f"in {word} alone it moves the outputs by {known[name]:.2g} of their variance (rank {rank} of {len(known)})"
     if rank <= max(1, len(known) // 4):
         return f"accuracy: {told}" + (f"; {slower}" if slower else "")
     if slower:

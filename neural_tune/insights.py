@@ -11,6 +11,7 @@ ever made.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,15 @@ from typing import Any
 import numpy as np
 
 from neural_tune.errors import AdapterError, CapabilityError
-from neural_tune.protocols import AnyAdapter, Differentiates, Inputs, Outputs, ProbesSensitivity, ProfilesLatency
+from neural_tune.protocols import (
+    AnyAdapter,
+    Differentiates,
+    Inputs,
+    Outputs,
+    ProbesSensitivity,
+    ProfilesLatency,
+    Simulates,
+)
 from neural_tune.space import TuningSpace
 from neural_tune.trials import Workbench
 from neural_tune.values import FLOAT_CANDIDATE, PROBES, Candidate, FrozenMap, Insight, LatencyProfile
@@ -77,6 +86,7 @@ def gather(
         probes=(*insight.probes, *(name for name in PROBES if name in wants)),
         samples=max(insight.samples, probe.samples),
         forwards=insight.forwards + probe.forwards,
+        build_seconds=probe.build_seconds or insight.build_seconds,
     )
 
 
@@ -136,26 +146,31 @@ class _Probe:
     def __init__(self, bench: Workbench, batches: Sequence[Inputs]) -> None:
         self.forwards = 0
         self.samples = 0
+        self._built: list[float] = []
         self._bench = bench
         self._batches = batches
         self._float_outputs: list[Outputs] = []
 
     @property
+    def build_seconds(self) -> float:
+        """Mean wall time of building a candidate; 0 when none was built."""
+        return sum(self._built) / len(self._built) if self._built else 0.0
+
+    @property
     def _reference(self) -> list[Outputs]:
         """The float model's outputs, run when they are first needed."""
         if not self._float_outputs:
-            bench = self._bench
-            built = bench.adapter.build(bench.model, FLOAT_CANDIDATE, None, bench.config.threads)
-            self._float_outputs = self._run(lambda inputs: bench.adapter.run(built, inputs))
+            self._float_outputs = self._outputs(self._ready(FLOAT_CANDIDATE, None))
             self.samples = sum(len(outputs[0]) for outputs in self._float_outputs)
         return self._float_outputs
 
     def divergence(self, candidate: Candidate) -> float:
         """Return the divergence of a candidate, built as it would be for a trial; infinite when it cannot be built."""
-        bench = self._bench
         try:
-            built = bench.adapter.build(bench.model, candidate, bench.statistics, bench.config.threads)
-            return divergence(self._reference, self._run(lambda inputs: bench.adapter.run(built, inputs)))
+            start = time.perf_counter()
+            built = self._ready(candidate, self._bench.statistics)
+            self._built.append(time.perf_counter() - start)
+            return divergence(self._reference, self._outputs(built))
         except AdapterError as error:
             logger.info("probe of %s failed: %s", candidate.digest, error)
             return float("inf")
@@ -176,6 +191,16 @@ class _Probe:
             found[group.name] = of(frozenset(group.ops))
             step()
         return found, of(frozenset(full.ops))
+
+    def _ready(self, candidate: Candidate, statistics: Any) -> Any:
+        """Return a candidate to be run; nothing is compiled for it where the adapter can do without."""
+        bench = self._bench
+        make = bench.adapter.simulate if isinstance(bench.adapter, Simulates) else bench.adapter.build
+        return make(bench.model, candidate, statistics, bench.config.threads)
+
+    def _outputs(self, built: Any) -> list[Outputs]:
+        adapter = self._bench.adapter
+        return self._run(lambda inputs: adapter.run(built, inputs))
 
     def _toggles(self, full: Candidate) -> Any:
         bench = self._bench

@@ -26,6 +26,7 @@ from neural_tune.paired import is_right_or_wrong
 from neural_tune.preparation import Run
 from neural_tune.protocols import Array, Outputs
 from neural_tune.replay import Replayed
+from neural_tune.stored_model import StoredModel
 from neural_tune.values import FLOAT_CANDIDATE, Candidate, FrozenMap, from_jsonable, to_jsonable
 
 VERSION = 1
@@ -78,6 +79,8 @@ class Lock:
         size_float: Bytes of the float model.
         ops: Op -> precision, for ops that do not run in float.
         values: SHA-256 of the file of values per sample.
+        artifact: Name of the trained model's file beside the lock; empty where the model is built anew from its recipe.
+        trained: Hash of the trained model's files.
     """
 
     job: str
@@ -97,6 +100,8 @@ class Lock:
     size_float: int
     ops: FrozenMap[str]
     values: str = ""
+    artifact: str = ""
+    trained: str = ""
 
     def write(self, path: Path) -> None:
         """Write the lock."""
@@ -118,6 +123,14 @@ class Lock:
             raise ConfigError(f"lock {path}: expected version {VERSION}; write it anew with `neural-tune lock RUN`")
         data.pop("neural_tune", None)
         return from_jsonable(cls, data, path.name)
+
+    def stored(self, path: Path) -> StoredModel | None:
+        """Return the trained model that lies beside the lock at `path`; None where none was kept.
+
+        Raises:
+            ConfigError: it is gone, or it is another one.
+        """
+        return StoredModel.read(model_folder(path), self.artifact, self.trained) if self.trained else None
 
     def command(self, path: Path) -> CommandRecord:
         """Return how the locked model is made anew; `path` is where the lock lies.
@@ -182,6 +195,11 @@ class SampleValues:
 def values_file(lock: Path) -> Path:
     """Return where the values per sample of a lock lie: neural-tune.lock.json has neural-tune.lock.npz."""
     return lock.with_suffix(".npz")
+
+
+def model_folder(lock: Path) -> Path:
+    """Return where the trained model of a lock lies: neural-tune.lock.json has neural-tune.lock.model/."""
+    return lock.with_suffix(".model")
 
 
 def lock_of(replayed: Replayed, command: CommandRecord, path: Path) -> tuple[Lock, SampleValues]:

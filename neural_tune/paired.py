@@ -10,6 +10,7 @@ import numpy as np
 from neural_tune.protocols import Array
 
 _ROUNDS = 2000
+_SIGNS_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,10 +91,12 @@ def _sign_flips(drops: Array, seed: int) -> float:
     generator = np.random.default_rng(seed)
     observed = changed.sum()
     rounding = 1e-12 * float(np.abs(changed).sum())  # losses of 1e-15 per sample are losses, too
-    # In blocks: 2,000 sign vectors of a large set would not fit into memory.
-    hits = sum(
-        int((changed @ generator.choice((-1.0, 1.0), len(changed))) >= observed - rounding) for _ in range(_ROUNDS)
-    )
+    # In blocks: all sign vectors of a large set would not fit into memory. The draws are the same for any size of a block.
+    rows = max(1, _SIGNS_AT_ONCE // len(changed))
+    hits = 0
+    for begin in range(0, _ROUNDS, rows):
+        signs = generator.choice((-1.0, 1.0), (min(rows, _ROUNDS - begin), len(changed)))
+        hits += int(np.count_nonzero(signs @ changed >= observed - rounding))
     return (hits + 1) / (_ROUNDS + 1)
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from neural_tune.errors import ConfigError, PluginError
+from neural_tune.options import close_to
 from neural_tune.protocols import AnyAdapter, Strategy
 
 ADAPTER_GROUP = "neural_tune.adapters"
@@ -95,7 +96,7 @@ def adapter_for(model: object, framework: str | AnyAdapter = "") -> AnyAdapter:
     known = adapters()
     if framework:
         if framework not in known:
-            raise PluginError(f"no adapter named {framework!r}; installed: {', '.join(known) or 'none'}")
+            raise PluginError(f"no adapter named {framework!r}{close_to(framework, known)}; installed: {_roll(known)}")
         return _load_adapter(known[framework])
     accepting = [plugin for plugin in known.values() if plugin.accepts(model)]
     if len(accepting) == 1:
@@ -103,7 +104,7 @@ def adapter_for(model: object, framework: str | AnyAdapter = "") -> AnyAdapter:
     shown = repr(model) if isinstance(model, str) else f"a {type(model).__module__}.{type(model).__qualname__}"
     if not accepting:
         raise PluginError(
-            f"no adapter accepts {shown}; installed adapters: {', '.join(known) or 'none'}. "
+            f"no adapter accepts {shown}; installed adapters: {_roll(known)}. "
             "Pass a path or object of one of these frameworks, or install the plug-in that knows it"
         )
     names = ", ".join(plugin.name for plugin in accepting)
@@ -119,7 +120,8 @@ def strategy(name: str, seed: int, /, **options: Any) -> Strategy:
     """
     known = strategies()
     if name not in known:
-        raise PluginError(f"no strategy named {name!r}; installed: {', '.join(known) or 'none'}")
+        there = ", ".join(known) or "none"
+        raise PluginError(f"no strategy named {name!r}{close_to(name, known)}; installed: {there}")
     plugin = known[name]
     if plugin.missing:
         raise PluginError(_missing(f"strategy {name!r}", plugin.missing, plugin.install))
@@ -136,8 +138,23 @@ def _load_adapter(plugin: AdapterPlugin) -> AnyAdapter:
     return plugin.load()
 
 
+def hint_for(module: str) -> str:
+    """Return what to install for a module that an adapter or a strategy needs; "" when none of them does."""
+    known: tuple[AdapterPlugin | StrategyPlugin, ...] = (*adapters().values(), *strategies().values())
+    package = module.partition(".")[0]
+    return next((f'pip install "{plugin.install}"' for plugin in known if package in plugin.requires), "")
+
+
 def _missing(what: str, names: tuple[str, ...], install: str) -> str:
-    return f'{what} needs {", ".join(names)}, which is not installed: pip install "{install}"'
+    verb = "is" if len(names) == 1 else "are"
+    return f'{what} needs {", ".join(names)}, which {verb} not installed: pip install "{install}"'
+
+
+def _roll(known: Mapping[str, AdapterPlugin]) -> str:
+    """Return the adapters that can run, then those whose framework is not there."""
+    able = ", ".join(name for name, plugin in known.items() if not plugin.missing) or "none"
+    lacking = [f'{name} (pip install "{plugin.install}")' for name, plugin in known.items() if plugin.missing]
+    return able + (f"; without their framework: {', '.join(lacking)}" if lacking else "")
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -164,6 +165,7 @@ def prepare(task: Task) -> Run:
         task.evaluator.input_names = space.capability.inputs
     if not space.groups:
         raise ConfigError(_nothing_to_tune(space))
+    strategy.forecast(space)  # one that cannot work on this space says so before anything is measured
     identity = _identity(task, adapter, model, space)
     records: list[dict[str, Any]] = []
     if task.resume is None:
@@ -198,7 +200,14 @@ def prepare(task: Task) -> Run:
         raise Halted(reason, adapter.name, directory, log, is_interrupted=True) from interrupt
     except BaseException:
         log.close()
+        if task.resume is None and not _is_worth_resuming(directory):
+            directory.discard()
         raise
+
+
+def _is_worth_resuming(directory: RunDirectory) -> bool:
+    """Return whether a run got as far as to know something that took time: a calibration or the baseline."""
+    return any(record["kind"] != "run" for record in journal.read(directory.journal))
 
 
 def _notices(config: TuneConfig) -> tuple[str, ...]:
@@ -378,8 +387,9 @@ def _baseline(
     if stored and is_same and task.evaluator.restore_baseline(directory.baseline):
         return stored[-1], []
     task.reporter.on_event(events.StageStarted(stage="baseline"))
-    adapter = bench.adapter
+    adapter, start = bench.adapter, time.perf_counter()
     built = adapter.build(bench.model, FLOAT_CANDIDATE, None, task.config.threads)
+    build_seconds = time.perf_counter() - start
     problems = check_outputs(adapter, built, bench.sample)
     if problems:
         return Baseline(metrics=FrozenMap()), problems
@@ -402,6 +412,7 @@ def _baseline(
         samples=evaluation.samples,
         passes=evaluation.passes,
         seconds=evaluation.seconds,
+        build_seconds=build_seconds,
     )
     if not problems:
         task.config.criterion.constraints(

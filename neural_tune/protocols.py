@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 
+from neural_tune.numerics.observers import Observed
 from neural_tune.space import TuningSpace
 from neural_tune.values import (
     Candidate,
@@ -33,6 +34,9 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 # or a mapping by input name. Adapters accept all three and convert tensors of other frameworks through numpy.
 Inputs: TypeAlias = object
 Outputs: TypeAlias = tuple[Array, ...]
+
+# More bins than this cannot be told apart on a page.
+_BINS_ON_A_PAGE = 160
 
 ModelT = TypeVar("ModelT")
 StatsT = TypeVar("StatsT")
@@ -235,6 +239,14 @@ class ProbesSensitivity(Protocol):
 
 
 @runtime_checkable
+class Simulates(Protocol):
+    """An adapter whose models take long to become fast (they are compiled), and that can show their numbers without that."""
+
+    def simulate(self, model: Any, candidate: Candidate, statistics: Any, threads: int | None) -> Any:
+        """Return `candidate` as `build` does, with the same numbers up to rounding, but ready at once and slow: for probes only."""
+
+
+@runtime_checkable
 class ProfilesLatency(Protocol):
     """An adapter that can attribute run time to ops."""
 
@@ -271,6 +283,25 @@ class ObservedTensor:
     start: float
     width: float
     counts: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls, tensor: str, observed: Observed, *, ops: tuple[str, ...], observer: str, low: float, high: float
+    ) -> ObservedTensor:
+        """Return what `observed` shows of `tensor`, its histogram made coarse enough for a page."""
+        histogram = observed.histogram.at_most(_BINS_ON_A_PAGE)
+        return cls(
+            tensor=tensor,
+            ops=ops,
+            observer=observer,
+            low=low,
+            high=high,
+            minimum=observed.minimum,
+            maximum=observed.maximum,
+            start=histogram.start * histogram.width,
+            width=histogram.width,
+            counts=tuple(int(count) for count in histogram.counts),
+        )
 
 
 @runtime_checkable

@@ -20,6 +20,7 @@ from neural_tune.preparation import Halted, Run, Task, prepare
 from neural_tune.protocols import Array, Forecast
 from neural_tune.result import TuneResult
 from neural_tune.space import TuningSpace
+from neural_tune.stored_model import StoredModel
 from neural_tune.trials import VALUES_FILE
 from neural_tune.values import FLOAT, Candidate, History, Objective, Objectives, OpConfig, Proposal, StopRule
 
@@ -36,21 +37,28 @@ class Replay:
     def __init__(self, choice: Choice) -> None:
         """Take the function from the space to the candidate."""
         self._choice = choice
+        self._candidate: Candidate | None = None
 
     def propose(self, space: TuningSpace, history: History) -> Proposal | None:
         """Return the candidate once; None for the float model, which is no candidate."""
-        candidate = self._choice(space)
+        candidate = self._chosen(space)
         if history.results or history.pending or candidate.is_float:
             return None
         return Proposal(candidate, "replayed")
+
+    def _chosen(self, space: TuningSpace) -> Candidate:
+        if self._candidate is None:
+            self._candidate = self._choice(space)
+        return self._candidate
 
     def is_content(self, space: TuningSpace, history: History) -> bool:  # noqa: ARG002 - protocol
         """Return True: there is nothing else to try."""
         return True
 
-    def forecast(self, space: TuningSpace) -> Forecast:  # noqa: ARG002 - protocol
-        """Return one trial."""
-        return Forecast(expected=1, worst=1)
+    def forecast(self, space: TuningSpace) -> Forecast:
+        """Return one trial; raises what the choice raises, so that a faulty recipe is refused before anything is measured."""
+        trials = 0 if self._chosen(space).is_float else 1
+        return Forecast(expected=trials, worst=trials)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +76,13 @@ class Replayed:
     values: Mapping[str, Array] = field(default_factory=dict)
 
 
-def replay(task: Task, choice: Choice) -> Replayed:
+def replay(task: Task, choice: Choice, stored: StoredModel | None = None) -> Replayed:
     """Build, evaluate and certify the candidate that `choice` returns, under the configuration of `task`.
+
+    Args:
+        task: Model, data, configuration.
+        choice: Finds the candidate in the space.
+        stored: The candidate as a model that training made: evaluated instead of being trained again.
 
     Raises:
         NeuralTuneError: the task cannot be started, or `choice` refuses the space.
@@ -89,6 +102,8 @@ def replay(task: Task, choice: Choice) -> Replayed:
     except Halted as halt:
         with halt.journal:
             return Replayed(halted(task, halt))
+    if stored is not None:
+        run.bench = stored.on(run.bench)
     with run.journal:
         if run.problem:
             return Replayed(failed(run, f"the float baseline is not sane: {run.problem}"), run)

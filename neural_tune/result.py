@@ -12,8 +12,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from neural_tune import atomic_file, words
 from neural_tune.errors import ConfigError, CriterionNotMetError
-from neural_tune.evaluation import Certificate
+from neural_tune.evaluation import Certificate, MetricCertificate
 from neural_tune.measure import SpeedComparison
 from neural_tune.protocols import OpOutcome
 from neural_tune.values import Baseline, FrozenMap, TrialResult, to_jsonable
@@ -82,24 +83,45 @@ class TuneResult:
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the verdict, and float against the result."""
-        rows = [("", "float", "result", "")]
-        for entry in self.certificate.metrics if self.certificate else ():
-            change = f"drop {entry.drop:.4g}"
-            if not math.isnan(entry.low):
-                change += f" (95 % CI {entry.low:.4g} to {entry.high:.4g})"
-            rows.append((entry.name, f"{entry.baseline:.4g}", f"{entry.value:.4g}", change))
-        if self.speed:
-            change = f"{self.speed.ratio:.2f}x as fast ({self.speed.low:.2f} to {self.speed.high:.2f})"
-            rows.append(("latency", f"{self.speed.float_ms:.3g} ms", f"{self.speed.ms:.3g} ms", change))
-        if self.size_ratio is not None:
-            rows.append(("size", f"{self.size_float:,} B", f"{self.size:,} B", f"{self.size_ratio:.2f}x smaller"))
-        if self.ops:
-            low = sum(not op.is_float for op in self.ops)
-            rows.append(("ops in low precision", "0", str(low), f"of {len(self.ops)}"))
-        body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+        columns = ("", "float", "accepted" if self.accepted else "best effort", "change")
+        head = "".join(_cell(name, "th") for name in columns)
+        body = "".join(_row(cells) for cells in self.comparison())
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if self.best else ""
         notes = "".join(f"<li>{html.escape(notice)}</li>" for notice in self.notices)
         verdict = f"<b>{self.status.value}</b>: {html.escape(self.reason)}"
-        return f"<div><p>{verdict}</p><table>{body}</table>{f'<ul>{notes}</ul>' if notes else ''}</div>"
+        return f"<div><p>{verdict}</p>{table}{f'<ul>{notes}</ul>' if notes else ''}</div>"
+
+    def comparison(self) -> list[tuple[str, str, str, str]]:
+        """Return what was measured, a row each: what, float, result, and the change, in words."""
+        rows = [
+            (entry.name, words.metric(entry.baseline), words.metric(entry.value), _drop(entry))
+            for entry in (self.certificate.metrics if self.certificate else ())
+        ]
+        if self.speed:
+            how = f"latency, batch {self.speed.batch_size}, {words.plural(self.speed.threads, 'thread')}"
+            change = f"{self.speed.ratio:.2f}x as fast (95 % CI {self.speed.low:.2f} to {self.speed.high:.2f})"
+            rows.append((how, f"{self.speed.float_ms:.3g} ms", f"{self.speed.ms:.3g} ms", change))
+        if self.size_ratio is not None:
+            sizes = words.size(self.size_float), words.size(self.size)
+            rows.append(("size", *sizes, f"{self.size_ratio:.2f}x smaller"))
+        rows += [(name, *self._objective(name)) for name in self._other_objectives()]
+        low = sum(not op.is_float for op in self.ops)
+        rows.append(("ops in low precision", "0", str(low), f"of {words.plural(len(self.ops), 'op')}"))
+        effort = f"{words.plural(len(self.trials), 'trial')}, {self.passes:.2f} passes over the evaluation data"
+        return [*rows, ("effort", "", "", effort)]
+
+    def _other_objectives(self) -> list[str]:
+        """Return the objectives that have no row of their own."""
+        if self.best is None or self.baseline is None:
+            return []
+        shown = {"size"} | ({"latency", "throughput"} if self.speed else set())
+        return [name for name in self.best.objectives if name not in shown]
+
+    def _objective(self, name: str) -> tuple[str, str, str]:
+        before = self.baseline.objectives.get(name, math.nan) if self.baseline else math.nan
+        after = self.best.objectives[name] if self.best else math.nan
+        change = f"{after / before:.3g} of float" if before > 0 else ""
+        return words.objective(name, before), words.objective(name, after), change
 
     @property
     def accepted(self) -> bool:
@@ -169,9 +191,29 @@ class TuneResult:
 
     def write(self, path: Path) -> None:
         """Write result.json atomically."""
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.to_jsonable(), indent=1, sort_keys=True, allow_nan=False) + "\n")
-        partial.replace(path)
+        text = json.dumps(self.to_jsonable(), indent=1, sort_keys=True, allow_nan=False)
+        atomic_file.write(path, f"{text}\n".encode())
+
+
+def _row(cells: tuple[str, str, str, str]) -> str:
+    name, before, after, change = cells
+    wrapped = f'<td style="text-align: left">{html.escape(words.clean(change))}</td>'
+    return f"<tr>{_cell(name, 'th')}{_cell(before, 'td')}{_cell(after, 'td')}{wrapped}</tr>"
+
+
+def _cell(text: str, tag: str) -> str:
+    return f'<{tag} style="text-align: left; white-space: nowrap">{html.escape(words.clean(text))}</{tag}>'
+
+
+def _drop(entry: MetricCertificate) -> str:
+    text = f"drop {words.metric(entry.drop)}"
+    if not math.isnan(entry.low):
+        text += f" (95 % CI {words.metric(entry.low)} to {words.metric(entry.high)})"
+    else:
+        text += f", interval: {entry.method}"
+    if entry.samples:
+        text += f"; {entry.worse} worse, {entry.better} better of {words.plural(entry.samples, 'sample')}"
+    return text
 
 
 def _status_in(folder: Path) -> str:

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 import shutil
@@ -86,6 +87,12 @@ class RunDirectory:
     def trial(self, number: int) -> Path:
         """The folder of one trial."""
         return self.root / "trials" / str(number)
+
+    def discard(self) -> None:
+        """Remove everything of this run, and the job's folder when no other run is in it."""
+        shutil.rmtree(self.root, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.root.parent.rmdir()
 
     def keep_only(self, numbers: set[int]) -> None:
         """Remove the folders of all trials but the given ones, so that a long search does not fill the disk."""

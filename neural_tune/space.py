@@ -240,6 +240,12 @@ class TuningSpace:
         """Names of all tunable ops."""
         return tuple(name for group in self.groups for name in group.ops)
 
+    @property
+    def precision(self) -> str:
+        """The word for what every group prefers, such as "int8" or "int4"; "low precision" where they differ."""
+        words = {group.choices[0].word for group in self.groups}
+        return words.pop() if len(words) == 1 else "low precision"
+
     def preferred(self) -> Candidate:
         """Return the candidate with the most preferred choice everywhere: full int8."""
         return self.candidate({group.name: group.choices[0] for group in self.groups})

@@ -254,6 +254,7 @@ class TrialRunner:
             # A post-training model that is compared with its trained form must be known exactly.
             hopeless=None if self.is_exact or self.bench.train_func is not None else hopeless,
             progress=lambda done, total: self.progress(trial.number, done, total),
+            is_batch_bound=trial.candidate.is_batch_bound,
         )
 
     def _judged(self, trial: Trial, evaluation: Evaluation) -> TrialResult:

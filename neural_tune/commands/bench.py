@@ -178,7 +178,8 @@ def _row(entry: _Entry, standing: Standing, peak: int | None) -> dict[str, Any]:
 
 
 def _show(rows: Sequence[dict[str, Any]], batch_size: int, threads: int) -> None:
-    from neural_tune.report import tables, words  # noqa: PLC0415
+    from neural_tune import words  # noqa: PLC0415
+    from neural_tune.report import tables  # noqa: PLC0415
 
     lines = []
     for row in rows:

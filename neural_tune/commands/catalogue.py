@@ -66,7 +66,7 @@ def _plugins(kind: str) -> list[dict[str, Any]]:
 
 def _metrics() -> list[dict[str, Any]]:
     from neural_tune.evaluation import METRICS  # noqa: PLC0415
-    from neural_tune.evaluation.builtin import extra_of  # noqa: PLC0415
+    from neural_tune.evaluation.metric import extra_of  # noqa: PLC0415
 
     rows = []
     for name, info in METRICS.items():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from neural_tune.commands.outcome import MET, Commands
@@ -17,41 +18,67 @@ def add(commands: Commands) -> None:
         help="print a completion script for a shell",
         description='Print a completion script: eval "$(neural-tune completion bash)" (or zsh); neural-tune completion fish | source.',
     )
-    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell to complete in")
     parser.set_defaults(command=partial(_completion, commands))
 
 
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """A word that completes, and what it means."""
+
+    text: str
+    summary: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """What may follow a command: its options, and either one of its choices or a file."""
+
+    word: _Word
+    choices: tuple[str, ...]
+    options: tuple[_Word, ...]
+
+
+# How a quote is written between single quotes.
+_ZSH_QUOTE, _FISH_QUOTE = r"'\''", r"\'"
+_GLOBAL = (_Word("--help", "show help and exit"), _Word("--version", "show the version and exit"))
+
+
 def _completion(commands: Commands, arguments: argparse.Namespace) -> int:
-    words = dict(words_of(commands))
-    script = {"bash": _bash, "zsh": _zsh, "fish": _fish}[arguments.shell](words)
-    sys.stdout.write(script)
+    script = {"bash": _bash, "zsh": _zsh, "fish": _fish}[arguments.shell]
+    sys.stdout.write(script(_described(commands)))
     return MET
 
 
-def words_of(commands: Commands) -> Iterator[tuple[str, tuple[str, str, tuple[str, ...]]]]:
-    """Yield every command with its one line of help, the choices of its arguments, and its options."""
-    helps = {choice.dest: choice.help or "" for choice in commands._choices_actions}  # noqa: SLF001 - argparse has no public way
-    for name, command in commands.choices.items():
-        inner = command._actions  # noqa: SLF001
-        options = tuple(option for item in inner for option in item.option_strings if option.startswith("--"))
-        choices = " ".join(str(choice) for item in inner if not item.option_strings for choice in item.choices or ())
-        yield name, (helps.get(name, ""), choices, options)
+def _described(commands: Commands) -> tuple[_Command, ...]:
+    """Return what argparse knows of every command; there is no public way to ask it."""
+    summaries = {choice.dest: choice.help or "" for choice in commands._choices_actions}  # noqa: SLF001
+    return tuple(
+        _Command(
+            _Word(name, summaries.get(name, "")),
+            tuple(str(choice) for item in parser._actions if not item.option_strings for choice in item.choices or ()),  # noqa: SLF001
+            tuple(
+                _Word(option, parser._get_formatter()._expand_help(item))  # noqa: SLF001
+                for item in parser._actions  # noqa: SLF001
+                for option in item.option_strings
+                if option.startswith("--")
+            ),
+        )
+        for name, parser in commands.choices.items()
+    )
 
 
-_Words = dict[str, tuple[str, str, tuple[str, ...]]]
-
-
-def _bash(words: _Words) -> str:
+def _bash(commands: Sequence[_Command]) -> str:
     cases = "\n".join(
-        f'        {name}) options="{" ".join(options)}"; choices="{choices}" ;;'
-        for name, (_, choices, options) in words.items()
+        f'        {command.word.text}) options="{_joined(command.options)}"; choices="{" ".join(command.choices)}" ;;'
+        for command in commands
     )
     return f"""\
 _neural_tune() {{
     local word="${{COMP_WORDS[COMP_CWORD]}}" options="" choices=""
     COMPREPLY=()
     if [ "$COMP_CWORD" -eq 1 ]; then
-        COMPREPLY=($(compgen -W "{" ".join(words)} --help --version" -- "$word"))
+        COMPREPLY=($(compgen -W "{_joined([command.word for command in commands])} {_joined(_GLOBAL)}" -- "$word"))
         return
     fi
     case "${{COMP_WORDS[1]}}" in
@@ -62,6 +89,7 @@ _neural_tune() {{
     elif [ -n "$choices" ]; then
         COMPREPLY=($(compgen -W "$choices" -- "$word"))
     else
+        local IFS=$'\\n'  # names of files may hold spaces
         COMPREPLY=($(compgen -f -- "$word"))
     fi
 }}
@@ -69,18 +97,64 @@ complete -o filenames -F _neural_tune neural-tune
 """
 
 
-def _zsh(words: _Words) -> str:
-    return f"autoload -Uz compinit bashcompinit\n(( $+functions[compdef] )) || compinit\nbashcompinit\n{_bash(words)}"
+def _zsh(commands: Sequence[_Command]) -> str:
+    cases = "\n".join(
+        f"        {command.word.text}) options=({_zsh_words(command.options)}); choices=({' '.join(command.choices)}) ;;"
+        for command in commands
+    )
+    return f"""\
+#compdef neural-tune
+(( $+functions[compdef] )) || {{ autoload -Uz compinit && compinit -i }}
+_neural_tune() {{
+    local -a commands options choices
+    if (( CURRENT == 2 )); then
+        commands=({_zsh_words([command.word for command in commands])})
+        options=({_zsh_words(_GLOBAL)})
+        [[ $PREFIX == -* ]] && _describe -o option options || _describe command commands
+        return
+    fi
+    case $words[2] in
+{cases}
+    esac
+    if [[ $PREFIX == -* ]]; then
+        _describe -o option options
+    elif (( $#choices )); then
+        compadd -- $choices
+    else
+        _files
+    fi
+}}
+compdef _neural_tune neural-tune
+"""
 
 
-def _fish(words: _Words) -> str:
-    lines = ["complete -c neural-tune -f"]
-    for name, (summary, choices, options) in words.items():
-        shown = summary.replace("'", "\\'")
-        lines.append(f"complete -c neural-tune -n __fish_use_subcommand -a {name} -d '{shown}'")
-        seen = f"-n '__fish_seen_subcommand_from {name}'"
-        lines += [f"complete -c neural-tune {seen} -l {option.removeprefix('--')}" for option in options]
-        lines.append(
-            f"complete -c neural-tune {seen} -a '{choices}'" if choices else f"complete -c neural-tune {seen} -F"
-        )
+def _fish(commands: Sequence[_Command]) -> str:
+    lines = ["complete -c neural-tune -f", *(_fish_option("__fish_use_subcommand", word) for word in _GLOBAL)]
+    for command in commands:
+        name, summary = command.word.text, _quoted(command.word.summary, _FISH_QUOTE)
+        lines.append(f"complete -c neural-tune -n __fish_use_subcommand -a {name} -d {summary}")
+        after = f"'__fish_seen_subcommand_from {name}'"
+        lines += [_fish_option(after, option) for option in command.options]
+        rest = f"-a '{' '.join(command.choices)}'" if command.choices else "-F"
+        lines.append(f"complete -c neural-tune -n {after} {rest}")
     return "\n".join(lines) + "\n"
+
+
+def _fish_option(condition: str, option: _Word) -> str:
+    name = option.text.removeprefix("--")
+    return f"complete -c neural-tune -n {condition} -l {name} -d {_quoted(option.summary, _FISH_QUOTE)}"
+
+
+def _joined(words: Sequence[_Word]) -> str:
+    return " ".join(word.text for word in words)
+
+
+def _zsh_words(words: Sequence[_Word]) -> str:
+    """Return "name:what it is" for `_describe`."""
+    colon = r"\:"
+    return " ".join(_quoted(f"{word.text}:{word.summary.replace(':', colon)}", _ZSH_QUOTE) for word in words)
+
+
+def _quoted(text: str, quote: str) -> str:
+    """Return `text` in single quotes, with `quote` in place of every quote in it."""
+    return "'" + text.replace("'", quote) + "'"

@@ -26,13 +26,12 @@ def show(*parts: Any) -> None:
     """Print texts and tables as the console reporter does."""
     from rich.text import Text  # noqa: PLC0415 - rich takes 60 ms, and --help needs none
 
-    from neural_tune.report import words  # noqa: PLC0415
-    from neural_tune.report.console import console_on  # noqa: PLC0415
+    from neural_tune import words  # noqa: PLC0415
+    from neural_tune.report.console import console_on, print_on  # noqa: PLC0415
 
     console = console_on(sys.stdout)
     for part in parts:
-        is_text = isinstance(part, str)
-        console.print(Text(words.clean(part)) if is_text else part, soft_wrap=is_text and not console.is_terminal)
+        print_on(console, Text(words.clean(part)) if isinstance(part, str) else part)
 
 
 def show_json(data: Any) -> None:

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from neural_tune.commands.outcome import MET, NOT_MET, Commands, say, show, show_json
 from neural_tune.commands.run import add_overrides, close
+from neural_tune.errors import ConfigError
 
 if TYPE_CHECKING:
     from neural_tune.check import CheckReport, Tolerance
     from neural_tune.command_record import CommandRecord
+    from neural_tune.lock import Lock
     from neural_tune.preparation import Task
     from neural_tune.protocols import Reporter
+    from neural_tune.stored_model import StoredModel
 
 
 def add(commands: Commands) -> None:
@@ -85,19 +88,26 @@ def _share(text: str) -> float:
 
 def _lock(arguments: argparse.Namespace) -> int:
     from neural_tune.command_record import CommandRecord  # noqa: PLC0415
-    from neural_tune.lock import lock_of, values_file  # noqa: PLC0415
+    from neural_tune.lock import lock_of, model_folder, values_file  # noqa: PLC0415
     from neural_tune.replay import from_recipe, replay  # noqa: PLC0415
     from neural_tune.run_directory import RunDirectory  # noqa: PLC0415
+    from neural_tune.stored_model import StoredModel  # noqa: PLC0415
 
     RunDirectory.existing(arguments.run)
     command = CommandRecord.of_run(arguments.run, arguments.job)
     with tempfile.TemporaryDirectory(prefix="neural_tune_") as workspace:
-        replayed = replay(task_of_command(command, workspace), from_recipe(arguments.run / "recipe.yaml"))
+        task = task_of_command(command, workspace)
+        stored = None if task.train_func is None else StoredModel.of_run(arguments.run)
+        replayed = replay(task, from_recipe(arguments.run / "recipe.yaml"), stored)
         lock, values = lock_of(replayed, command, arguments.output)
     from dataclasses import replace  # noqa: PLC0415
 
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     lock = replace(lock, values=values.write(values_file(arguments.output)))
+    files = [arguments.output, values_file(arguments.output)]
+    if stored is not None:
+        files.append(model_folder(arguments.output))
+        lock = replace(lock, artifact=stored.artifact, trained=stored.keep(files[-1]))
     lock.write(arguments.output)
     for notice in _differences(arguments.run, lock):
         say(notice)
@@ -108,9 +118,8 @@ def _lock(arguments: argparse.Namespace) -> int:
             f"{metric.name} {metric.value:.4g} (float {metric.baseline:.4g})" for metric in lock.metrics
         )
         speed = f", {lock.speed.ratio:.2f}x as fast" if lock.speed else ""
-        show(
-            f"locked {numbers}{speed}, {len(lock.ops)} ops in low precision: commit {arguments.output} and {values_file(arguments.output)}"
-        )
+        names = ", ".join(str(file) for file in files)
+        show(f"locked {numbers}{speed}, {len(lock.ops)} ops in low precision: commit {names}")
     return MET
 
 
@@ -150,8 +159,29 @@ def _check_one(path: Path, arguments: argparse.Namespace, tolerance: Tolerance) 
     with tempfile.TemporaryDirectory(prefix="neural_tune_") as workspace:
         task = task_of_command(command, workspace, model=arguments.model)
         return check(
-            task, lock, values, tolerance, is_new_model=bool(arguments.model), has_latency=not arguments.no_latency
+            task,
+            lock,
+            values,
+            tolerance,
+            stored=_stored(path, lock, task, arguments.model),
+            is_new_model=bool(arguments.model),
+            has_latency=not arguments.no_latency,
         )
+
+
+def _stored(path: Path, lock: Lock, task: Task, model: str) -> StoredModel | None:
+    """Return the trained model of a lock; None for one that is built from its recipe. Nothing is ever trained to be checked."""
+    stored = lock.stored(path)
+    if stored is None and task.train_func is not None:
+        raise ConfigError(
+            f"lock {path}: found no trained model, but its job trains one: lock anew (neural-tune lock RUN)"
+        )
+    if stored is not None and model:
+        raise ConfigError(
+            f"--model: found {model!r}, but the locked model was trained and does not follow from another float model; "
+            "run the job with it, and lock that run"
+        )
+    return stored
 
 
 def _write(reports: Sequence[tuple[Path, CheckReport]], arguments: argparse.Namespace) -> None:

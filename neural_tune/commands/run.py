@@ -104,7 +104,7 @@ def _tune(job: Job, record: Any, shown: str, *, workspace: str | None, resume: s
     except NeuralTuneError:
         raise
     except BaseException:
-        if recording.run_directory is not None:
+        if recording.run_directory is not None and recording.run_directory.is_dir():
             close(reporter)
             say(f"what was measured so far is kept: neural-tune resume {recording.run_directory}")
         raise

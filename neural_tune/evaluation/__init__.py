@@ -1,6 +1,6 @@
 """Evaluation: data as users have it, metrics from libraries, early and exact rejection, the certificate. Imports no framework."""
 
-from neural_tune.evaluation.builtin import METRICS, Metric, MetricInfo
+from neural_tune.evaluation.builtin import METRICS
 from neural_tune.evaluation.certificate import Certificate, MetricCertificate, certify
 from neural_tune.evaluation.data import (
     ArrayLoader,
@@ -12,6 +12,7 @@ from neural_tune.evaluation.data import (
     to_numpy,
 )
 from neural_tune.evaluation.evaluator import Evaluator, FunctionEvaluator, MetricEvaluator, directed
+from neural_tune.evaluation.metric import Metric, MetricInfo
 from neural_tune.evaluation.metrics import metric, metrics
 from neural_tune.evaluation.result import Evaluation
 from neural_tune.evaluation.sanity import check_baseline, check_outputs

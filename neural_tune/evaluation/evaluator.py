@@ -7,10 +7,10 @@ rejected. No statistics are involved: a full pass would have rejected it too. No
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
-import os
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,11 +20,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from neural_tune import atomic_file
 from neural_tune.errors import ConfigError, DataError
-from neural_tune.evaluation.builtin import USER_CODE, Metric
 from neural_tune.evaluation.certificate import Certificate, Resampled, certify
 from neural_tune.evaluation.data import as_loader
 from neural_tune.evaluation.identity import described
+from neural_tune.evaluation.metric import USER_CODE, Metric
 from neural_tune.evaluation.metrics import as_number, best_possible
 from neural_tune.evaluation.metrics import metrics as build_metrics
 from neural_tune.evaluation.result import OUTPUT_PREFIX, Evaluation
@@ -62,9 +63,18 @@ class Evaluator(Protocol):
         """Evaluate the float model on everything and remember it."""
 
     def evaluate(
-        self, adapter: AnyAdapter, built: Any, *, hopeless: Hopeless | None = None, progress: Progress | None = None
+        self,
+        adapter: AnyAdapter,
+        built: Any,
+        *,
+        hopeless: Hopeless | None = None,
+        progress: Progress | None = None,
+        is_batch_bound: bool = False,
     ) -> Evaluation:
-        """Evaluate a candidate; stop as soon as `hopeless(best metrics still possible)` is True."""
+        """Evaluate a candidate; stop as soon as `hopeless(best metrics still possible)` is True.
+
+        `is_batch_bound` says that its output for a sample may depend on the other samples of the batch.
+        """
 
     def save_baseline(self, path: Path) -> None:
         """Write what `restore_baseline` needs; numbers and text only."""
@@ -118,13 +128,10 @@ class _Remembers:
         }
         arrays = {"meta": np.array(json.dumps(meta)), **self._extra_arrays()}
         arrays |= {f"value:{name}": array for name, array in (baseline.values or {}).items()}
-        partial = path.with_name(f"{path.name}.part")
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type] # numpy's stub takes every keyword for allow_pickle
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type] # numpy's stub takes every keyword for allow_pickle
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        atomic_file.write(path, buffer.getvalue())
 
     def restore_baseline(self, path: Path) -> bool:
         """Bring the baseline back from `path`; False when the file is absent, damaged, or of other metrics.
@@ -197,6 +204,7 @@ class FunctionEvaluator(_Remembers):
         *,
         hopeless: Hopeless | None = None,  # noqa: ARG002 - an opaque function cannot be stopped half way
         progress: Progress | None = None,
+        is_batch_bound: bool = False,  # noqa: ARG002 - the function makes its own batches
     ) -> Evaluation:
         """Call the function on a model; one call counts as one pass.
 
@@ -278,9 +286,11 @@ class MetricEvaluator(_Remembers):
     beyond the budget are re-read in their own order (rejection is still exact, but later), and every batch is compared with the first
     reading by content.
 
-    A model whose output for one sample depends on its batch (dynamic quantization takes scales over the batch) would give other numbers in
-    another order. So a complete pass in margin order runs one batch once more as the loader gave it, and if the outputs differ the pass is
-    repeated in data order. A rejection of such a model is exact for the batches that were run.
+    Where a model's output for one sample depends on the others of its batch, another order would give other numbers than a plain pass. A candidate with
+    dynamic quantization is announced as one (`is_batch_bound`: its scales are taken over the batch) and visited in data order, on the very batches of a
+    plain pass. Others are guarded against: the first visit in margin order, and every complete one, ends with one batch run once more as the loader
+    gave it, that of which the largest share was visited. If their outputs differ the visit does not count, and this candidate and all later
+    ones are evaluated in data order.
 
     Attributes:
         metrics: The metrics. One whose direction nobody stated has None there until `settle`; until then nothing is rejected early.
@@ -309,6 +319,7 @@ class MetricEvaluator(_Remembers):
         self.notices: list[str] = []
         self._samples = SampleSet(as_loader(loader, batch_size), cache_bytes, input_names)
         self._margin: Array | None = None
+        self._is_reorderable: bool | None = None  # None: no candidate has shown it yet
 
     def identity(self) -> str:
         """Return class and every metric with all its options; for a callable its module, name and code."""
@@ -370,9 +381,15 @@ class MetricEvaluator(_Remembers):
         return self.baseline_evaluation
 
     def evaluate(
-        self, adapter: AnyAdapter, built: Any, *, hopeless: Hopeless | None = None, progress: Progress | None = None
+        self,
+        adapter: AnyAdapter,
+        built: Any,
+        *,
+        hopeless: Hopeless | None = None,
+        progress: Progress | None = None,
+        is_batch_bound: bool = False,
     ) -> Evaluation:
-        """Run a candidate, in margin order if it may be stopped; metrics come from the library on outputs in data order.
+        """Run a candidate, in margin order if it may be stopped and is not bound to its batches; metrics come from the library on outputs in data order.
 
         Raises:
             DataError: there is no baseline, or the data changed.
@@ -381,21 +398,25 @@ class MetricEvaluator(_Remembers):
         if len(self.directions) < len(self.metrics):
             hopeless = None  # the best value that is still possible is not known without a direction
         start = time.perf_counter()
-        visits = self._samples.visits(self._margin) if self._can_reorder(hopeless) and self._margin is not None else []
+        visits = [] if is_batch_bound else self._visits(hopeless)
         spent = 0
         if len(visits) > 1:
             ran = self._visit(adapter, built, (self._samples.gather(rows) for rows in visits), hopeless, progress)
-            if ran.done < self.size:
+            if self._is_reorderable and ran.done < self.size:
                 return self._cut(ran, start, ran.done)
-            spent = ran.done + self._repeated
-            if self._is_independent_of_batches(adapter, built, ran):
-                return self._complete(ran, start, spent)
+            witness = self._witness(ran)
+            self._is_reorderable = self._agrees(adapter, built, ran, witness)
+            spent = ran.done + len(witness.rows)
+            if self._is_reorderable:
+                return self._ended(ran, start, spent)
         ran = self._visit(adapter, built, self._samples.in_data_order(), hopeless, progress)
-        spent += ran.done
-        return self._complete(ran, start, spent) if ran.done == self.size else self._cut(ran, start, spent)
+        return self._ended(ran, start, spent + ran.done)
 
-    def _can_reorder(self, hopeless: Hopeless | None) -> bool:
-        return hopeless is not None and self._samples.is_cached
+    def _visits(self, hopeless: Hopeless | None) -> list[Array]:
+        """Return row numbers per batch in margin order; nothing where data order is the right one."""
+        if hopeless is None or self._margin is None or self._is_reorderable is False or not self._samples.is_cached:
+            return []
+        return self._samples.visits(self._margin)
 
     def _visit(
         self,
@@ -423,24 +444,25 @@ class MetricEvaluator(_Remembers):
         ran.add(batch, outputs, values)
         return outputs
 
-    @property
-    def _repeated(self) -> int:
-        return len(next(self._samples.in_data_order()).rows)
+    def _witness(self, ran: _Pass) -> Batch:
+        """Return the batch of the loader of which the largest share was visited; the first one of several."""
+        visited = np.concatenate(ran.rows)
+        return max(self._samples.in_data_order(), key=lambda batch: float(np.isin(batch.rows, visited).mean()))
 
-    def _is_independent_of_batches(self, adapter: AnyAdapter, built: Any, ran: _Pass) -> bool:
-        """Run the loader's first batch once more and compare it with the outputs of the same samples in other company."""
-        first = next(self._samples.in_data_order())
-        again = _checked(adapter.run(built, first.inputs), len(first.rows))
-        whole = {int(row) for rows in ran.rows if len(rows) == len(first.rows) for row in rows}
-        # A shorter batch may take another kernel, and round differently, without meaning anything.
-        shared = np.asarray([row for row in first.rows if int(row) in whole], np.int64)
-        order = ran.order()
+    def _agrees(self, adapter: AnyAdapter, built: Any, ran: _Pass, witness: Batch) -> bool:
+        """Run `witness` and return whether its outputs are those of the same samples in other company."""
+        again = _checked(adapter.run(built, witness.inputs), len(witness.rows))
+        # A batch of another length may take another kernel, and round differently, without meaning anything.
+        alike = [place for place, rows in enumerate(ran.rows) if len(rows) == len(witness.rows)]
+        places = alike if any(np.isin(witness.rows, ran.rows[place]).any() for place in alike) else range(len(ran.rows))
+        rows = np.concatenate([ran.rows[place] for place in places])
+        shared, here, there = np.intersect1d(rows, witness.rows, assume_unique=True, return_indices=True)
         for position, outputs in enumerate(again):
-            visited = np.concatenate([part[position] for part in ran.outputs])[order]
-            if not _agree(np.asarray(outputs)[shared], visited[shared]):
+            visited = np.concatenate([ran.outputs[place][position] for place in places])
+            if not len(shared) or not _agree(np.asarray(outputs)[there], visited[here]):
                 self._note(
-                    "the outputs of a candidate depend on which samples share a batch (dynamic quantization does this): its pass was "
-                    "repeated in data order"
+                    "the outputs of a candidate depend on which samples share a batch, though none of its ops is quantized dynamically: "
+                    "candidates are evaluated in data order"
                 )
                 return False
         return True
@@ -449,6 +471,9 @@ class MetricEvaluator(_Remembers):
         logger.warning("%s", notice)
         if notice not in self.notices:
             self.notices.append(notice)
+
+    def _ended(self, ran: _Pass, start: float, samples: int) -> Evaluation:
+        return (self._complete if ran.done == self.size else self._cut)(ran, start, samples)
 
     def _cut(self, ran: _Pass, start: float, samples: int) -> Evaluation:
         return Evaluation(

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from neural_tune.errors import ConfigError, DataError
-from neural_tune.evaluation.builtin import METRICS, Metric, MetricInfo
+from neural_tune.evaluation.builtin import METRICS
 from neural_tune.evaluation.data import to_numpy
 from neural_tune.evaluation.identity import described
+from neural_tune.evaluation.metric import Metric, MetricInfo
 from neural_tune.evaluation.predictions import Selection
 from neural_tune.protocols import Outputs
 

@@ -1,1 +1,1 @@
-"""The arithmetic of quantization that all frameworks share: histograms, observers, scales and zero points. numpy in, numpy out."""
+"""The arithmetic of quantization that all frameworks share: histograms, observers, scales and zero points, factors per channel. numpy in, numpy out."""

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from neural_tune.errors import ConfigError
-from neural_tune.numerics.histogram import BINS, Histogram
+from neural_tune.numerics.histogram import BINS, Histogram, Values
 from neural_tune.values import Observer
 
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
@@ -44,19 +44,50 @@ _CLIPPED_MOST = 0.01
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Observed:
-    """What the observers need to know of a tensor.
+    """What was seen of one tensor: all that an observer needs to know.
 
     Attributes:
-        minimum: Smallest value.
-        maximum: Largest value.
-        zeros: Number of values that are exactly zero.
-        histogram: Counts of all values.
+        minimum: Smallest value, exactly as float32 held it.
+        maximum: Largest value, exactly as float32 held it.
+        zeros: Number of values that are exactly zero (after a Relu often half).
+        histogram: Counts of all values, zeros included.
     """
 
     minimum: float
     maximum: float
     zeros: int
     histogram: Histogram
+
+    @classmethod
+    def of(cls, values: Values, minimum: float | None = None, maximum: float | None = None) -> Observed:
+        """Return what one array shows.
+
+        Args:
+            values: float32 or float16, any shape, not empty, finite.
+            minimum: The smallest of `values`, where the caller knows it already.
+            maximum: The largest of `values`, where the caller knows it already.
+
+        Raises:
+            DataError: a value is not finite.
+        """
+        low = float(values.min()) if minimum is None else minimum
+        high = float(values.max()) if maximum is None else maximum
+        zeros = int(values.size - np.count_nonzero(values))
+        return cls(low, high, zeros, Histogram.of(values, low, high))
+
+    def merge(self, other: Observed) -> Observed:
+        """Return what both have seen; exact, associative and commutative."""
+        return Observed(
+            min(self.minimum, other.minimum),
+            max(self.maximum, other.maximum),
+            self.zeros + other.zeros,
+            self.histogram.merge(other.histogram),
+        )
+
+    @property
+    def count(self) -> int:
+        """Number of values."""
+        return self.histogram.count
 
 
 def find_range(

@@ -1,38 +1,29 @@
 """The reporter for people: lines on stdout, a progress bar on the terminal.
 
 Where stdout is no terminal there are plain lines without control characters; where stdout is a file and stderr a terminal, the bar is on
-stderr. NO_COLOR is honoured.
+stderr. In a notebook the bar is an output of the cell. NO_COLOR is honoured.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import sys
 from importlib.metadata import version
 from typing import TextIO
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Column
 from rich.text import Text
 
-from neural_tune import events
-from neural_tune.report import tables, words
+from neural_tune import events, words
+from neural_tune.report import bar, notebook, tables
 from neural_tune.report.stream import Stream
 from neural_tune.result import Status, TuneResult
 from neural_tune.values import History, TrialResult, TrialStatus
 
 _FILE_WIDTH = 120
-_STAGES = {
-    "probes": "probing ops",
-    "baseline": "float baseline",
-    "calibration": "calibration",
-    "search": "search",
-    "certificate": "certificate",
-    "measure": "measuring speed",
-}
 _STYLES = {Status.ACCEPTED: "bold green", Status.BEST_EFFORT: "bold yellow", Status.FAILED: "bold red"}
 logger = logging.getLogger(__name__)
 
@@ -43,8 +34,7 @@ class ConsoleReporter:
     def __init__(self, out: TextIO | None = None, err: TextIO | None = None) -> None:
         """Write lines to `out` (stdout) and, where that is no terminal, the bar to `err` (stderr)."""
         self._console = console_on(out or sys.stdout)
-        bar_console = self._console if self._console.is_terminal else console_on(err or sys.stderr)
-        self._bar = _Bar(bar_console) if bar_console.is_terminal else None
+        self._bar = _bar(self._console, console_on(err or sys.stderr), is_cell=out in (None, sys.stdout))
 
     def on_event(self, event: object) -> None:
         """Show `event`."""
@@ -83,11 +73,7 @@ class ConsoleReporter:
                 self._finished(result)
 
     def _line(self, text: str, style: str = "") -> None:
-        self._print(Text(words.clean(text), style=style))
-
-    def _print(self, what: RenderableType) -> None:
-        # In a file a line is a line, however long.
-        self._console.print(what, soft_wrap=isinstance(what, Text) and not self._console.is_terminal)
+        print_on(self._console, Text(words.clean(text), style=style))
 
     def _started(self, event: events.RunStarted) -> None:
         capability = event.space.capability
@@ -136,11 +122,11 @@ class ConsoleReporter:
             self._line(f"{title[result.status]}{interrupted}: {result.reason}", _STYLES[result.status])
         if result.status is not Status.FAILED:
             self._line("")
-            self._print(tables.result_table(result))
+            print_on(self._console, tables.result_table(result))
             why = tables.float_table(result.ops)
             if why:
                 self._line("")
-                self._print(why)
+                print_on(self._console, why)
             if result.counts:
                 self._line("counts: " + ", ".join(f"{name} {value:g}" for name, value in result.counts.items()))
         if result.notices:
@@ -169,11 +155,11 @@ def describe_trial(result: TrialResult, history: History) -> str:
         f"{name} {words.metric(value)}"
         + (f" (loss {words.loss(name, losses[name], history.criterion)})" if name in losses else "")
         for name, value in values.items()
+        if math.isfinite(value)  # a metric that is no mean over samples has no bound
     ]
     if result.status is TrialStatus.REJECTED:
-        head = f"trial {number}: rejected after {result.passes:.0%} of a pass, at best {', '.join(numbers)}".replace(
-            "%", " %", 1
-        )
+        share = f"{result.passes:.0%}".replace("%", " %")
+        head = f"trial {number}: rejected after {share} of a pass, at best {', '.join(numbers)}"
     else:
         head = f"trial {number}: {'accepted' if result.is_accepted else 'missed'}, {', '.join(numbers)}"
     gain = words.gain(history.objectives, result.objectives, history.baseline.objectives)
@@ -185,94 +171,36 @@ def _samples(count: int) -> str:
     return f"{words.plural(count, 'sample')} in " if count else ""
 
 
+def _bar(out: Console, err: Console, *, is_cell: bool) -> bar.Bar | None:
+    """Return a bar where somebody watches: in a notebook's cell, or on the first of two consoles that is a terminal."""
+    if is_cell and notebook.is_notebook():
+        return bar.Bar(notebook.NotebookProgress())
+    watched = next((console for console in (out, err) if console.is_terminal), None)
+    # `!neural-tune run` in a cell runs on a terminal that cannot move its cursor up.
+    return bar.Bar(bar.on_terminal(watched)) if watched and "JPY_PARENT_PID" not in os.environ else None
+
+
 def console_on(stream: TextIO) -> Console:
     """Return a console that never raises, adds no markup, and writes plain lines where `stream` is no terminal."""
     is_terminal = stream.isatty() if not stream.closed else False
     wrapped: TextIO = Stream(stream, is_plain=not is_terminal)  # type: ignore[assignment]
+    is_cell = notebook.is_notebook() and stream is sys.stdout
     is_narrowed = "COLUMNS" in os.environ
     return Console(
         file=wrapped,
         force_terminal=is_terminal,
-        width=None if is_terminal or is_narrowed else _FILE_WIDTH,
+        # rich would put every line into an output of its own, whatever `stream` is.
+        force_jupyter=False,
+        # A cell understands colours, but no movement of the cursor.
+        color_system="standard" if is_cell else "auto",
+        width=None if is_terminal or is_narrowed else notebook.WIDTH if is_cell else _FILE_WIDTH,
         markup=False,
         highlight=False,
         emoji=False,
     )
 
 
-def _value(item: tuple[str, float]) -> float:
-    return item[1]
-
-
-class _Bar:
-    """Two lines at the bottom of a terminal: the search, and the pass that is running."""
-
-    def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=10),
-            TextColumn(
-                "{task.fields[text]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
-            ),
-            console=console,
-            transient=True,
-            expand=True,
-        )
-        self._search: TaskID | None = None
-        self._pass: TaskID | None = None
-        self._expected = self._worst = 0
-        self._number = 1
-
-    def stop(self) -> None:
-        self._progress.stop()
-
-    def stage(self, stage: str) -> None:
-        """Begin a stage: its line shows samples as soon as they are counted."""
-        self._progress.start()
-        if self._pass is not None:
-            self._progress.remove_task(self._pass)
-        if self._search is not None and stage != "search":
-            self._progress.remove_task(self._search)
-            self._search = None
-        self._pass = self._progress.add_task(_STAGES.get(stage, stage), total=None, text="")
-
-    def plan(self, expected: int, worst: int) -> None:
-        """The search is about to begin: show how many trials there will be."""
-        self._expected, self._worst = max(expected, 1), worst
-        self._search = self._progress.add_task("trials", total=self._expected, text=f"0 of {self._range(0)}")
-
-    def trial(self, number: int) -> None:
-        """A trial begins."""
-        self._number = number
-        if self._pass is not None:
-            self._progress.reset(self._pass, description=f"trial {number}", total=None, text="building")
-
-    def samples(self, event: events.SamplesDone) -> None:
-        """Samples of a pass were run."""
-        if self._pass is None:
-            return
-        total = event.total or None
-        text = f"{event.done} of {event.total} samples" if event.total else f"{event.done} samples"
-        name = f"trial {event.trial}" if event.trial else _STAGES.get(event.stage, event.stage)
-        self._progress.update(self._pass, description=name, completed=event.done, total=total, text=text)
-
-    def finished(self, event: events.TrialFinished) -> None:
-        """A trial ended: show the best so far and the time left."""
-        if self._search is None:
-            return
-        history = event.history
-        done = len(history.results)
-        parts = [f"{done} of {self._range(done)}"]
-        if event.eta_seconds > 0:  # 0: more trials than expected were needed, and nobody knows how many more
-            parts.append(f"ETA {words.duration(event.eta_seconds)}")
-        best = history.best
-        verdict = history.verdict(best) if best else None
-        if best and verdict and verdict.losses:
-            parts.append(f"best loss {words.loss(*max(verdict.losses.items(), key=_value), history.criterion)}")
-            parts.append(words.gain(history.objectives, best.objectives, history.baseline.objectives))
-        total = max(self._expected, done)
-        self._progress.update(self._search, completed=done, total=total, text=", ".join(filter(None, parts)))
-
-    def _range(self, done: int) -> str:
-        expected = max(self._expected, done)
-        return f"{expected}" if expected >= self._worst else f"{expected}..{self._worst}"
+def print_on(console: Console, what: RenderableType) -> None:
+    """Print a line or a table. In a file a line is a line, however long."""
+    is_wrapped = console.is_terminal or notebook.is_notebook()
+    console.print(what, soft_wrap=isinstance(what, Text) and not is_wrapped)

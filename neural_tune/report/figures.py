@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
+from neural_tune import words
 from neural_tune.protocols import ObservedTensor
-from neural_tune.report import words
 from neural_tune.report.record import RunRecord
 from neural_tune.values import AccuracyCriterion, Insight, TrialResult, TrialStatus
 
@@ -140,7 +140,9 @@ def latency_gain(insight: Insight | None) -> Figure | None:
         "marker": {"color": [GOOD if gains[op] > 0 else BAD for op in most]},
         "hovertemplate": "%{y}<br>%{x:.3g} ms<extra></extra>",
     }
-    layout = _layout(f"ms gained in int8 (batch {profile.batch_size}, {words.plural(profile.threads, 'thread')})", "")
+    layout = _layout(
+        f"ms gained by quantization (batch {profile.batch_size}, {words.plural(profile.threads, 'thread')})", ""
+    )
     layout |= {"height": 120 + 20 * len(most), "showlegend": False}
     layout["yaxis"] |= {"autorange": "reversed", "type": "category"}
     return {"data": [bars], "layout": layout}

@@ -13,8 +13,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from neural_tune import atomic_file, words
 from neural_tune.errors import PluginError
-from neural_tune.report import figures, words
+from neural_tune.report import figures
 from neural_tune.report.record import Outcome, RunRecord, read
 from neural_tune.values import TrialResult, TrialStatus
 
@@ -36,9 +37,7 @@ def write(directory: str | Path) -> Path:
     """
     record = read(directory)
     path = record.directory / FILE
-    partial = path.with_suffix(".partial")
-    partial.write_text(page(record), encoding="utf-8")
-    partial.replace(path)
+    atomic_file.write(path, page(record).encode())
     return path
 
 
@@ -242,7 +241,7 @@ def _op_section(record: RunRecord, outcome: Outcome) -> Iterable[str]:
             *(f'<td class="number">{time}</td>' for time in times),
         )
         rows.append(f'<tr class="{kind}"{attributes}>{"".join(cells)}</tr>')
-    headers = ("op", "type", "precision", "why", "sensitivity", *(("float ms", "int8 ms") if profile else ()))
+    headers = ("op", "type", "precision", "why", "sensitivity", *(("float ms", "quantized ms") if profile else ()))
     yield _table(headers, rows)
     if outcome.counts:
         counts = ", ".join(f"{name} {value:g}" for name, value in outcome.counts.items())

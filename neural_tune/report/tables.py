@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from neural_tune.evaluation import MetricCertificate
+from neural_tune import words
 from neural_tune.protocols import OpOutcome
-from neural_tune.report import words
 from neural_tune.result import TuneResult
 from neural_tune.space import TuningSpace
 from neural_tune.values import OpCapability, Role
@@ -59,50 +57,7 @@ def _why(op: OpCapability, space: TuningSpace) -> str:
 
 def result_table(result: TuneResult) -> Table:
     """Return float against the result: metrics, speed, size, memory and what it took."""
-    table = _table("", "float", "accepted" if result.accepted else "best effort", "change")
-    certified = result.certificate.metrics if result.certificate else ()
-    for entry in certified:
-        table.add_row(*_cells(entry.name, words.metric(entry.baseline), words.metric(entry.value), _drop(entry)))
-    if result.speed:
-        speed = result.speed
-        how = f"latency, batch {speed.batch_size}, {words.plural(speed.threads, 'thread')}"
-        change = f"{speed.ratio:.2f}x as fast (95 % CI {speed.low:.2f} to {speed.high:.2f})"
-        table.add_row(*_cells(how, f"{speed.float_ms:.3g} ms", f"{speed.ms:.3g} ms", change))
-    if result.size_ratio is not None:
-        change = f"{result.size_ratio:.2f}x smaller"
-        table.add_row(*_cells("size", words.size(result.size_float), words.size(result.size), change))
-    for name in _other_objectives(result):
-        table.add_row(*_cells(name, *_objective_row(result, name)))
-    quantized = sum(not op.is_float for op in result.ops)
-    table.add_row(*_cells("ops in low precision", "0", str(quantized), f"of {words.plural(len(result.ops), 'op')}"))
-    effort = f"{words.plural(len(result.trials), 'trial')}, {result.passes:.2f} passes over the evaluation data"
-    table.add_row(*_cells("effort", "", "", effort))
-    return table
-
-
-def _drop(entry: MetricCertificate) -> str:
-    text = f"drop {words.metric(entry.drop)}"
-    if not math.isnan(entry.low):
-        text += f" (95 % CI {words.metric(entry.low)} to {words.metric(entry.high)})"
-    else:
-        text += f", interval: {entry.method}"
-    if entry.samples:
-        text += f"; {entry.worse} worse, {entry.better} better of {words.plural(entry.samples, 'sample')}"
-    return text
-
-
-def _other_objectives(result: TuneResult) -> list[str]:
-    if result.best is None or result.baseline is None:
-        return []
-    shown = {"size"} | ({"latency", "throughput"} if result.speed else set())
-    return [name for name in result.best.objectives if name not in shown]
-
-
-def _objective_row(result: TuneResult, name: str) -> tuple[str, str, str]:
-    before = result.baseline.objectives.get(name, math.nan) if result.baseline else math.nan
-    after = result.best.objectives[name] if result.best else math.nan
-    change = f"{after / before:.3g} of float" if before > 0 else ""
-    return words.objective(name, before), words.objective(name, after), change
+    return table_of(("", "float", "accepted" if result.accepted else "best effort", "change"), result.comparison())
 
 
 def float_table(ops: Sequence[OpOutcome]) -> Table | None:

@@ -11,29 +11,42 @@ from typing import Any
 import numpy as np
 import pytest
 
+from neural_tune import plugins
 from neural_tune.errors import AdapterError, DataError
 from neural_tune.plugins import AdapterPlugin
 from neural_tune.protocols import AdapterOptions, AnyAdapter, GuardsArtifact, Inputs, Outputs
 from neural_tune.space import TuningSpace
+from neural_tune.testing.registered import installed
 from neural_tune.values import FLOAT, FLOAT_CANDIDATE, Candidate, Capability, Mode, Role
 
 
 class AdapterConformance:
     """Subclass it in a test module, name the subclass Test..., and override the fixtures below.
 
-    `adapter`, `model` and `calibration` must be overridden; `inputs`, `options` and `plugin` have defaults. The model
+    `model` and `calibration` must be overridden, and `adapter` where `registered` is not set; `inputs` and `options` have defaults. The model
     should be small (the kit builds it once per op and choice) and hold at least two quantizable ops.
+
+    Attributes:
+        registered: Name of the adapter in the entry-point group "neural_tune.adapters"; "" where it is not registered.
+        restore_tolerance: How near a restored artifact must come to the model that was saved; equal by default.
+        float_tolerance: How near the float candidate must come to the reference outputs of `float_outputs`.
     """
 
-    # How near a restored artifact must come to the model that was saved; equal by default.
+    registered = ""
     restore_tolerance = 0.0
-    # How near the float candidate must come to the reference outputs of `float_outputs`.
     float_tolerance = 1e-5
 
     @pytest.fixture
-    def adapter(self) -> AnyAdapter:
+    def plugin(self) -> AdapterPlugin | None:
+        """The description the adapter is registered with; None skips its tests, a missing framework every test."""
+        return installed(plugins.adapters(), self.registered) if self.registered else None
+
+    @pytest.fixture
+    def adapter(self, plugin: AdapterPlugin | None) -> AnyAdapter:
         """The adapter under test."""
-        raise NotImplementedError("override the fixture `adapter`")
+        if plugin is None:
+            raise NotImplementedError("set `registered`, or override the fixture `adapter`")
+        return plugin.load()
 
     @pytest.fixture
     def model(self) -> object:
@@ -54,11 +67,6 @@ class AdapterConformance:
     def options(self) -> AdapterOptions:
         """Options to load with."""
         return AdapterOptions()
-
-    @pytest.fixture
-    def plugin(self) -> AdapterPlugin | None:
-        """The description the adapter is registered with; None skips its tests."""
-        return None
 
     @pytest.fixture
     def float_outputs(self) -> Outputs | None:

@@ -9,10 +9,12 @@ from dataclasses import replace
 
 import pytest
 
+from neural_tune import plugins
 from neural_tune.errors import ConfigError
 from neural_tune.plugins import StrategyPlugin
 from neural_tune.protocols import Strategy
 from neural_tune.space import TuningSpace
+from neural_tune.testing.registered import installed
 from neural_tune.testing.script import begin, drive, finish
 from neural_tune.testing.spaces import small_spaces
 from neural_tune.values import (
@@ -46,21 +48,28 @@ _BLAMABLE = [
 
 
 class StrategyConformance:
-    """Subclass it in a test module, name the subclass Test..., and override the fixture `make_strategy`.
+    """Subclass it in a test module, name the subclass Test..., and set `registered` (or override the fixture `make_strategy`).
 
     The kit drives the strategy over small spaces with scripted metrics. A strategy must be able to leave a small space:
     at the latest when every candidate was tried, it proposes None.
+
+    Attributes:
+        registered: Name of the strategy in the entry-point group "neural_tune.strategies"; "" where it is not registered.
     """
 
-    @pytest.fixture
-    def make_strategy(self) -> MakeStrategy:
-        """Return a function from a seed to a fresh strategy."""
-        raise NotImplementedError("override the fixture `make_strategy`")
+    registered = ""
 
     @pytest.fixture
     def plugin(self) -> StrategyPlugin | None:
-        """The description the strategy is registered with; None skips its test."""
-        return None
+        """The description the strategy is registered with; None skips its test, a missing requirement every test."""
+        return installed(plugins.strategies(), self.registered) if self.registered else None
+
+    @pytest.fixture
+    def make_strategy(self, plugin: StrategyPlugin | None) -> MakeStrategy:
+        """Return a function from a seed to a fresh strategy."""
+        if plugin is None:
+            raise NotImplementedError("set `registered`, or override the fixture `make_strategy`")
+        return lambda seed: plugin.create(seed=seed)
 
     def test_plugin_creates_the_strategy_and_refuses_unknown_options(
         self, plugin: StrategyPlugin | None, make_strategy: MakeStrategy

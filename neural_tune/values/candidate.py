@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from neural_tune.values import canonical
 from neural_tune.values.frozen import FrozenMap
-from neural_tune.values.quant import FLOAT, Observer, OpConfig
+from neural_tune.values.quant import FLOAT, Mode, Observer, OpConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +63,11 @@ class Candidate:
     def is_float(self) -> bool:
         """True for the float model itself."""
         return not self.ops
+
+    @property
+    def is_batch_bound(self) -> bool:
+        """True when scales are taken while the model runs, over whatever samples share the batch."""
+        return any(config.mode is Mode.DYNAMIC for config in self.ops.values())
 
     def config_of(self, op: str) -> OpConfig:
         """Return the config of `op`; FLOAT when the candidate does not name it."""

@@ -123,6 +123,7 @@ class Insight:
             times the squared distance of the weights from their quantized selves.
         samples: Calibration samples behind it.
         forwards: Forward passes over these samples that the probes took.
+        build_seconds: Mean wall time of building a candidate for them; 0 when none was built.
     """
 
     probes: tuple[str, ...] = ()
@@ -135,6 +136,7 @@ class Insight:
     curvature: FrozenMap[float] = field(default_factory=FrozenMap)
     samples: int = 0
     forwards: int = 0
+    build_seconds: float = 0.0
 
     @property
     def answered(self) -> frozenset[str]:

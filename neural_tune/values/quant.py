@@ -131,6 +131,12 @@ class OpConfig:
         """True when the operation runs exactly as in the float model."""
         return self.mode is Mode.FLOAT
 
+    @property
+    def word(self) -> str:
+        """The precision in one word: "int8", "int4", "fp16" ... or "float"; that of the weight where there is one."""
+        spec = self.weight or self.activation
+        return "float" if spec is None or self.is_float else spec.dtype.value.removeprefix("u")
+
     def describe(self) -> str:
         """Return a short form such as "static: uint8 asym per_tensor, weight int8 sym per_channel"."""
         if self.is_float:

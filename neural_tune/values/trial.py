@@ -99,6 +99,7 @@ class Baseline:
         samples: Evaluation samples run.
         passes: Passes over the evaluation set.
         seconds: Wall time of the evaluation.
+        build_seconds: Wall time of building the float model: the least that a candidate takes.
     """
 
     metrics: FrozenMap[float]
@@ -106,6 +107,7 @@ class Baseline:
     samples: int = 0
     passes: float = 1.0
     seconds: float = 0.0
+    build_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

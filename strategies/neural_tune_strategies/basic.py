@@ -150,7 +150,10 @@ class _Plan:
             )
             for option in self.options
         ]
-        return (Proposal(self.space.preferred(), "full int8: the preferred precision of every op"), *variations)
+        return (
+            Proposal(self.space.preferred(), f"full {self.space.precision}: the preferred precision of every op"),
+            *variations,
+        )
 
 
 def _locate(plan: _Plan, book: _Book) -> _Position:

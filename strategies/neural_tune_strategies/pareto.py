@@ -51,7 +51,7 @@ class Pareto:
             return None
         preferred = space.preferred()
         if preferred.digest not in history.seen:
-            return Proposal(preferred, "full int8: the preferred precision of every op")
+            return Proposal(preferred, f"full {space.precision}: the preferred precision of every op")
         choices = Choices(space)
         optuna = load_optuna()
         with quiet():

@@ -161,7 +161,7 @@ class ConstrainedSearch:
             return None
         preferred = space.preferred()
         if preferred.digest not in history.seen:
-            return Proposal(preferred, "full int8: the preferred precision of every op")
+            return Proposal(preferred, f"full {space.precision}: the preferred precision of every op")
         choices = Choices(space)
         trials = told(choices, history, costs_of(space, history.objectives, history.insight))
         if len({tuple(trial.places.values()) for trial in trials}) >= space.size:

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from neural_tune import PostTrainingQuantConfig, TuneResult, events, fit, plugins
+from neural_tune import PostTrainingQuantConfig, TuneResult, events, fit, plugins, words
 from neural_tune.errors import ConfigError
 from neural_tune.evaluation import Certificate, MetricCertificate
 from neural_tune.measure import SpeedComparison
 from neural_tune.protocols import Forecast, OpOutcome
-from neural_tune.report import make_reporter, words
+from neural_tune.report import make_reporter
 from neural_tune.report.console import ConsoleReporter, describe_trial
 from neural_tune.result import Status
 from neural_tune.space import TuningSpace

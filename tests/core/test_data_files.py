@@ -222,16 +222,49 @@ def test_a_missing_library_is_named_with_the_pip_command(images: Path, monkeypat
 
 
 @pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="needs: pip install datasets")
-def test_a_folder_of_hugging_face_datasets_gives_its_columns(tmp_path: Path) -> None:
+def test_a_folder_of_hugging_face_datasets_gives_its_columns_as_they_were_declared(tmp_path: Path) -> None:
     import datasets
 
-    table = {"ids": [[1, 2], [3, 4], [5, 6]], "mask": [[1, 1]] * 3, "label": [0, 1, 0]}
-    datasets.DatasetDict({"test": datasets.Dataset.from_dict(table)}).save_to_disk(str(tmp_path / "stored"))
-    (batch,) = batches(
-        {"hf_disk": {"path": "stored", "x": {"input_ids": "ids", "attention": "mask"}, "y": "label"}}, tmp_path
+    table = {"ids": [[1, 2], [3, 4], [5, 6]], "mask": [[1, 1]] * 3, "map": [np.ones((2, 2))] * 3, "label": [0, 1, 0]}
+    features = datasets.Features(
+        {
+            "ids": datasets.List(datasets.Value("int32")),
+            "mask": datasets.List(datasets.Value("int64")),
+            "map": datasets.Array2D((2, 2), "float32"),
+            "label": datasets.ClassLabel(num_classes=2),
+        }
     )
+    stored = datasets.Dataset.from_dict(table, features=features)
+    datasets.DatasetDict({"test": stored}).save_to_disk(str(tmp_path / "stored"))
+    columns = {"input_ids": "ids", "attention": "mask", "map": "map"}
+    (batch,) = batches({"hf_disk": {"path": "stored", "x": columns, "y": "label"}}, tmp_path)
     assert batch[0]["input_ids"].tolist() == table["ids"]
+    assert [batch[0][name].dtype for name in columns] == [np.int32, np.int64, np.float32]
     assert batch[1].tolist() == table["label"]
+    datasets.DatasetDict({"train": stored, "test": stored}).save_to_disk(str(tmp_path / "split"))
+    with pytest.raises(DataError, match="found the splits train, test, expected one of them as split"):
+        batches({"hf_disk": {"path": "split", "x": "ids"}}, tmp_path)
+    with pytest.raises(DataError, match="found no split 'val', expected one of train, test"):
+        batches({"hf_disk": {"path": "split", "split": "val", "x": "ids"}}, tmp_path)
+    with pytest.raises(DataError, match="found no column 'idz', expected one of ids, mask, map, label"):
+        batches({"hf_disk": {"path": "stored", "x": "idz"}}, tmp_path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="needs: pip install datasets")
+def test_images_of_hugging_face_datasets_are_decoded_and_other_folders_refused(images: Path) -> None:
+    import datasets
+    from PIL import Image
+
+    pictures = [Image.fromarray(np.full((4, 5 + place), 7 * place, np.uint8)) for place in range(3)]  # grey
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    table = {"image": pictures, "label": [3, 2, 1]}
+    datasets.Dataset.from_dict(table, features=features).save_to_disk(str(images / "stored"))
+    spec = {"hf_disk": {"path": "stored", "x": "image", "y": "label"}}
+    ((x, y),) = batches(spec, images, {"Resize": {"size": [2, 2]}})
+    assert (x.shape, x.dtype, y.tolist()) == ((3, 2, 2, 3), np.uint8, [3, 2, 1])
+    assert x[:, 0, 0, 0].tolist() == [0, 7, 14]
+    with pytest.raises(DataError, match="photos: found no dataset that save_to_disk wrote"):
+        batches({"hf_disk": {"path": "photos", "x": "image"}}, images)
 
 
 def test_made_up_numbers_are_the_same_every_time_and_have_labels_when_asked(tmp_path: Path) -> None:
@@ -257,6 +290,11 @@ def test_a_callable_of_the_users_own_transforms_batches_or_samples(tmp_path: Pat
 def test_a_transform_of_torchvision_takes_images_one_by_one(images: Path) -> None:
     x, _ = joined(batches({"image_folder": {"path": "photos"}}, images, {"torchvision.Resize": {"size": [6, 5]}}))
     assert x.shape == (6, 6, 5, 3)
+    scaled = {"torchvision.Resize": {"size": [6, 5]}, "torchvision.ToDtype": {"dtype": "float32", "scale": True}}
+    x, _ = joined(batches({"image_folder": {"path": "photos"}}, images, scaled))
+    assert (x.dtype, x.max() <= 1) == (np.float32, True)
+    with pytest.raises(DataError, match=r"transform torchvision\.Normalize: Input tensor should be a float tensor"):
+        batches({"image_folder": {"path": "photos"}}, images, {"torchvision.Normalize": {"mean": [0.5], "std": [0.5]}})
 
 
 def test_torchvision_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

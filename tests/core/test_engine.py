@@ -193,6 +193,29 @@ def test_a_search_without_a_rejection_runs_no_ranking(task: ToyTask, tmp_path: P
     assert "probes" not in [event.stage for event in recorder.of(events.StageStarted)]
 
 
+def test_many_workers_do_not_probe_before_a_rejection_asks_for_it(task: ToyTask, tmp_path: Path) -> None:
+    result = run(task, conf(tmp_path, strategy="auto", executor="process", workers=2))
+    assert result.accepted
+    assert len(result.trials) == 1
+    records = journal.read(result.run_directory / "journal.jsonl")
+    assert not any("divergence" in record["insight"]["probes"] for record in records if record["kind"] == "insight")
+
+
+def test_a_parallel_run_of_auto_holds_the_trials_of_the_serial_one_in_their_order(
+    task: ToyTask, tmp_path: Path
+) -> None:
+    model = sabotage(sabotage(task.model, "dense2", 4096.0), "dense3", 4096.0)
+    serial = run(task, conf(tmp_path, strategy="auto", objective="size"), model=model)
+    parallel = run(task, conf(tmp_path, strategy="auto", objective="size", executor="process", workers=2), model=model)
+    wanted = [trial.trial.candidate.digest for trial in serial.trials]
+    assert len(wanted) > 1
+    found = sorted(parallel.trials, key=lambda trial: trial.trial.number)
+    assert [trial.trial.candidate.digest for trial in found if trial.trial.candidate.digest in wanted] == wanted
+    assert parallel.best is not None
+    assert serial.best is not None
+    assert parallel.best.trial.candidate == serial.best.trial.candidate
+
+
 def test_left_over_time_is_spent_and_the_reason_says_what_it_gained(task: ToyTask, tmp_path: Path) -> None:
     config = conf(tmp_path, strategy="conservative", timeout=600, max_trials=8, objective="size")
     result = run(task, config, model=sabotage(task.model, "dense3", 4096.0))
@@ -461,7 +484,7 @@ def test_wrong_arguments_get_a_clear_error(task: ToyTask, tmp_path: Path, argume
 
 
 def test_an_unknown_strategy_gets_a_clear_error(task: ToyTask, tmp_path: Path) -> None:
-    with pytest.raises(PluginError, match=r"no strategy named 'basik'; installed: .*basic"):
+    with pytest.raises(PluginError, match=r"no strategy named 'basik' \(did you mean 'basic'\?\); installed: .*basic"):
         run(task, conf(tmp_path, strategy="basik"))
 
 
@@ -529,6 +552,22 @@ def test_progress_and_eta_are_reported_before_the_search(task: ToyTask, tmp_path
     assert planned.forecast.expected >= 1
     assert planned.worst_seconds >= planned.eta_seconds >= 0
     assert kinds[-1] == "RunFinished"
+
+
+class SlowToBuild(ToyAdapter):
+    """Takes its time to build, as a runtime does that compiles."""
+
+    def build(self, *arguments: Any) -> Any:
+        time.sleep(0.1)
+        return super().build(*arguments)
+
+
+@pytest.mark.parametrize("strategy", ["basic", "auto"])
+def test_the_eta_counts_the_time_to_build_a_candidate(task: ToyTask, tmp_path: Path, strategy: str) -> None:
+    recorder = Recorder()
+    run(task, conf(tmp_path, strategy=strategy), framework=SlowToBuild(), reporter=recorder)
+    (planned,) = recorder.of(events.SearchPlanned)
+    assert planned.eta_seconds >= 0.1 * planned.forecast.expected
 
 
 def test_the_run_directory_holds_everything_as_plain_data(task: ToyTask, tmp_path: Path) -> None:

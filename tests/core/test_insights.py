@@ -70,6 +70,25 @@ def test_toggles_and_built_candidates_agree(tmp_path: Path) -> None:
     assert plain.divergence == toggled.divergence
 
 
+def test_an_adapter_that_simulates_builds_nothing_for_probes(tmp_path: Path) -> None:
+    class Compiling(ToyAdapter):
+        simulated = 0
+
+        def simulate(self, model: Any, candidate: Any, statistics: Any, threads: int | None) -> Any:
+            self.simulated += 1
+            return ToyAdapter.build(self, model, candidate, statistics, threads)
+
+        def build(self, model: Any, candidate: Any, statistics: Any, threads: int | None) -> Any:
+            raise AssertionError("a probe compiled")
+
+    adapter = Compiling()
+    bench, space = workbench(TASK.model, tmp_path, adapter)
+    found = gather(bench, space, frozenset({"divergence"}), TASK.batches()[:1], quiet)
+    plain = gather(workbench(TASK.model, tmp_path)[0], space, frozenset({"divergence"}), TASK.batches()[:1], quiet)
+    assert found.divergence == plain.divergence
+    assert adapter.simulated > len(space.groups)
+
+
 def test_a_group_that_cannot_be_built_diverges_infinitely(tmp_path: Path) -> None:
     bench, space = workbench(TASK.model, tmp_path, ToyAdapter(faults={"dense2": "raise"}))
     insight = gather(bench, space, frozenset({"divergence"}), TASK.batches()[:1], quiet)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from neural_tune import PerformanceConfig, PostTrainingQuantConfig, TuningCriterion, lock
 from neural_tune.api import task_of
@@ -46,3 +48,28 @@ def test_distances_on_other_calibration_data_are_not_compared(tmp_path: Path) ->
         found = {item.name: item for item in report.checks}["distance from float"]
         assert found.outcome == outcome, found.detail
     assert found.detail == "the calibration data changed"
+
+
+def test_a_check_runs_the_models_and_hashes_the_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = toy_task()
+    batches = list(toy.batches())
+    made = replay(opaque(toy, tmp_path / "a", batches), lambda space: space.preferred())
+    written, values = lock.lock_of(made, CommandRecord(job=tmp_path / "job.yaml"), tmp_path / "lock.json")
+    calls: Counter[str] = Counter()
+
+    def counted(name: str) -> None:
+        original = getattr(lock, name)
+
+        def call(*arguments: Any) -> Any:
+            calls[name] += 1
+            return original(*arguments)
+
+        monkeypatch.setattr(f"neural_tune.check.{name}", call)
+
+    names = ("distances_of", "evaluation_digest", "calibration_digest")
+    for name in names:
+        counted(name)
+    report = check(opaque(toy, tmp_path / "b", batches), written, values, has_latency=False)
+    outcomes = {item.name: item.outcome for item in report.checks}
+    assert outcomes["distance from float"] == outcomes["same outputs"] == "passed"
+    assert calls == dict.fromkeys(names, 1)

@@ -70,6 +70,17 @@ def test_a_missing_package_names_the_pip_command(registered, framework):
         plugins.adapter_for("model.toy.npz", framework)
 
 
+def test_an_adapter_without_its_framework_is_not_called_ready(registered):
+    registered(TOY_PLUGIN, NEEDY)
+    expected = r'installed adapters: toy; without their framework: needy \(pip install "needy\[all\]"\)\.'
+    with pytest.raises(PluginError, match=expected):
+        plugins.adapter_for({})
+    with pytest.raises(
+        PluginError, match=r"no adapter named 'nedy' \(did you mean 'needy'\?\); installed: toy; without"
+    ):
+        plugins.adapter_for({}, "nedy")
+
+
 def test_an_unknown_strategy_names_the_installed_ones():
     with pytest.raises(PluginError, match=r"no strategy named 'lazy_eval'; installed: .*basic.*exhaustive.*random"):
         plugins.strategy("lazy_eval", 0)

@@ -197,6 +197,15 @@ def test_extra_choices_count_only_where_a_rule_asks_for_them():
     assert [group.name for group in asked.groups] == ["conv", "gather"]
 
 
+def test_precision_is_the_word_for_what_all_groups_prefer():
+    four = replace(INT8, mode=Mode.WEIGHT_ONLY, weight=replace(INT8.weight, dtype=DType.UINT4), output=None)
+    assert TuningSpace.of(MODEL).precision == "int8"
+    assert TuningSpace.of(capability(op("fc", offered=(four, FLOAT)))).precision == "int4"
+    assert TuningSpace.of(capability(op("fc", offered=(four, FLOAT)), op("conv"))).precision == "low precision"
+    assert FLOAT.word == "float"
+    assert replace(INT8, weight=None).word == "int8"
+
+
 # Groups
 
 

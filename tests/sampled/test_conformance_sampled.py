@@ -4,39 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from neural_tune import plugins
 from neural_tune.testing import StrategyConformance
 
 
-class _FirstParty(StrategyConformance):
-    name = ""
-
-    @pytest.fixture
-    def plugin(self):
-        return plugins.strategies()[self.name]
-
-    @pytest.fixture
-    def make_strategy(self, plugin):
-        return lambda seed: plugin.create(seed=seed)
+class TestTpe(StrategyConformance):
+    registered = "tpe"
 
 
-class _Sampled(_FirstParty):
-    @pytest.fixture(autouse=True)
-    def _optuna(self, plugin):
-        if plugin.missing:
-            pytest.skip(f"not installed: {', '.join(plugin.missing)}")
+class TestPareto(StrategyConformance):
+    registered = "pareto"
 
 
-class TestTpe(_Sampled):
-    name = "tpe"
-
-
-class TestPareto(_Sampled):
-    name = "pareto"
-
-
-class TestBayesian(_Sampled):
-    name = "bayesian"
+class TestBayesian(StrategyConformance):
+    registered = "bayesian"
 
     @pytest.fixture
     def make_strategy(self, plugin):

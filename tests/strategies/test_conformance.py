@@ -2,47 +2,32 @@
 
 from __future__ import annotations
 
-import pytest
-
-from neural_tune import plugins
 from neural_tune.testing import StrategyConformance
 
 
-class _FirstParty(StrategyConformance):
-    name = ""
-
-    @pytest.fixture
-    def plugin(self):
-        return plugins.strategies()[self.name]
-
-    @pytest.fixture
-    def make_strategy(self, plugin):
-        return lambda seed: plugin.create(seed=seed)
+class TestBasic(StrategyConformance):
+    registered = "basic"
 
 
-class TestBasic(_FirstParty):
-    name = "basic"
+class TestExhaustive(StrategyConformance):
+    registered = "exhaustive"
 
 
-class TestExhaustive(_FirstParty):
-    name = "exhaustive"
+class TestRandom(StrategyConformance):
+    registered = "random"
 
 
-class TestRandom(_FirstParty):
-    name = "random"
+class TestAuto(StrategyConformance):
+    registered = "auto"
 
 
-class TestAuto(_FirstParty):
-    name = "auto"
+class TestHawq(StrategyConformance):
+    registered = "hawq"
 
 
-class TestHawq(_FirstParty):
-    name = "hawq"
+class TestMse(StrategyConformance):
+    registered = "mse"
 
 
-class TestMse(_FirstParty):
-    name = "mse"
-
-
-class TestConservative(_FirstParty):
-    name = "conservative"
+class TestConservative(StrategyConformance):
+    registered = "conservative"

@@ -353,8 +353,9 @@ class _Track:
 
     def _at_first(self) -> str:
         if not self._cheapest:
-            return f"full int8{self._with_recipes}"
-        return f"int8{self._with_recipes} where the profile says that it pays; in float: {_listed(self._cheapest)}"
+            return f"full {self._space.precision}{self._with_recipes}"
+        told = f"{self._space.precision}{self._with_recipes} where the profile says that it pays"
+        return f"{told}; in float: {_listed(self._cheapest)}"
 
     def _on_rung(self, rungs: Sequence[Rung], place: int) -> str:
         floats = rungs[place].floats

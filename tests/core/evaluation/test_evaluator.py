@@ -84,7 +84,7 @@ def test_what_is_rejected_early_would_be_rejected_by_the_full_pass_and_nothing_i
     else:
         assert not verdict.is_met
         assert early.metrics == {}
-        assert early.samples < n
+        assert early.samples <= max(n - 1, 0) + min(12, n)  # what was visited, and one batch once more
         assert all(early.bounds[name] >= full.metrics[name] for name in full.metrics)
 
 
@@ -154,7 +154,7 @@ def test_nan_outputs_reject_a_candidate_without_an_error() -> None:
     broken = base.copy()
     broken[0] = np.nan
     early = evaluator.evaluate(adapter, broken, hopeless=failing(AccuracyCriterion(tolerable_loss=0.5), baseline))
-    assert (early.is_complete, early.samples) == (False, 10)
+    assert (early.is_complete, early.samples) == (False, 20)  # what settled it, and a batch that it was compared with
     assert math.isnan(evaluator.evaluate(adapter, broken).metrics["topk"])
 
 
@@ -203,6 +203,57 @@ def test_a_model_that_depends_on_its_batch_is_evaluated_in_data_order_after_all(
     assert complete.metrics == plain.metrics
     assert complete.samples == 210
     assert "depend on which samples share a batch" in evaluator.notices[0]
+    assert evaluator.evaluate(adapter, base * 1.1, hopeless=never).samples == 100  # once is enough
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 60), st.integers(1, 12), st.floats(0, 0.4))
+def test_a_candidate_that_is_bound_to_its_batches_is_rejected_exactly_where_a_plain_pass_rejects_it(
+    seed: int, n: int, batch: int, tolerance: float
+) -> None:
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 3, n)
+    base = generator.normal(size=(n, 3)) * generator.choice([0.2, 1.0, 5.0], (n, 1))
+    evaluator, adapter = evaluator_on(labels, batch=batch), BatchScaledAdapter()
+    baseline = evaluator.baseline(TableAdapter(), base).metrics
+    criterion = AccuracyCriterion(criterion="absolute", tolerable_loss=tolerance)
+    plain = evaluator.evaluate(adapter, base).metrics
+    early = evaluator.evaluate(adapter, base, hopeless=failing(criterion, baseline), is_batch_bound=True)
+    assert early.is_complete or not judge(criterion, plain, baseline).is_met
+    assert not early.is_complete or early.metrics == plain
+    assert early.samples <= n
+
+
+def test_the_first_rejection_runs_one_batch_more_as_the_loader_gave_it() -> None:
+    labels = np.arange(40) % 2
+    evaluator, adapter = evaluator_on(labels), TableAdapter()
+    thin = [3, 21, 22, 24, 25, 27, 28, 29, 38, 39]
+    margins = np.where(np.isin(np.arange(40), thin), 1.0, 9.0)
+    baseline = evaluator.baseline(adapter, scores_of(np.ones(40, bool), labels, margins)).metrics
+    hopeless = failing(AccuracyCriterion(), baseline)
+    wrong = scores_of(np.zeros(40, bool), labels, margins)
+    cut = evaluator.evaluate(adapter, wrong, hopeless=hopeless)
+    assert adapter.visited[40:50] == thin
+    assert adapter.visited[50:] == list(range(20, 30))  # which holds seven of them
+    assert (cut.samples, cut.is_complete) == (20, False)
+    assert not evaluator.notices
+    assert evaluator.evaluate(adapter, wrong, hopeless=hopeless).samples == 10  # the others run no more than they need
+
+
+def test_a_rejection_in_margin_order_does_not_count_where_outputs_depend_on_the_batch() -> None:
+    labels = np.arange(40) % 2
+    evaluator, adapter = evaluator_on(labels), BatchScaledAdapter()
+    # In the loader's batches the large scores hide the difference of the small ones, which then tie and are right as class 0; among themselves they are wrong.
+    small = np.arange(40) % 4 == 0
+    base = np.eye(2)[labels] * np.where(small, 1.0, 9.0)[:, None]
+    candidate = np.where(small[:, None], [[0.0, 1.0]], base)
+    baseline = evaluator.baseline(TableAdapter(), base).metrics
+    plain = evaluator.evaluate(adapter, candidate)
+    assert plain.metrics == baseline
+    again = evaluator.evaluate(adapter, candidate, hopeless=failing(AccuracyCriterion(), baseline))
+    assert again.is_complete
+    assert again.metrics == plain.metrics
+    assert evaluator.notices
 
 
 def test_without_room_in_memory_the_data_are_read_again_in_their_order() -> None:
