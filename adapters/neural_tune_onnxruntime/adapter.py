@@ -13,11 +13,13 @@ from pathlib import Path
 import onnx
 import onnxruntime
 
+from neural_tune import calibration
+from neural_tune.calibration import Statistics, spool
 from neural_tune.errors import AdapterError, CapabilityError
 from neural_tune.protocols import AdapterOptions, BuildReport, Inputs, InputSpec, ObservedTensor, Outputs
 from neural_tune.values import Candidate, Capability, LatencyProfile
 from neural_tune_onnxruntime import build as building
-from neural_tune_onnxruntime import calibrate as calibration
+from neural_tune_onnxruntime import calibrate as calibrating
 from neural_tune_onnxruntime import (
     capability,
     guard,
@@ -28,15 +30,12 @@ from neural_tune_onnxruntime import (
     ranges,
     save,
     session,
-    spool,
-    statistics,
 )
 from neural_tune_onnxruntime.build import Built
 from neural_tune_onnxruntime.inputs import Feed, InputInfo, check_numbers, to_feed
 from neural_tune_onnxruntime.model import OnnxModel
 from neural_tune_onnxruntime.session import Session
 from neural_tune_onnxruntime.settings import CPU, Settings
-from neural_tune_onnxruntime.statistics import Statistics
 from neural_tune_onnxruntime.toggles import ToggleModel
 
 APPROACHES = ("static", "dynamic", "weight_only", "auto")
@@ -99,14 +98,14 @@ class OnnxRuntimeAdapter:
         observed = model.observed_tensors() or model.float_outputs()
         recorder = spool.Recorder(directory)
         feeds = recorder.passing(_feeds(batches, _inputs_of(model), model.finite_inputs()))
-        found = calibration.collect(model.session_for_outputs, observed, feeds)
+        found = calibrating.collect(model.session_for_outputs, observed, feeds)
         kept = recorder.close()
-        statistics.save(found, directory, key=model.fingerprint())
+        calibration.save(found, directory, key=model.fingerprint())
         return replace(found, inputs=kept)
 
     def load_statistics(self, model: OnnxModel, directory: Path) -> Statistics | None:
         """Return what `calibrate` wrote below `directory` for this model; None if it is not there or incomplete."""
-        found, kept = statistics.load(directory, key=model.fingerprint()), spool.load(directory)
+        found, kept = calibration.load(directory, key=model.fingerprint()), spool.load(directory)
         return None if found is None or kept is None else replace(found, inputs=kept)
 
     def build(

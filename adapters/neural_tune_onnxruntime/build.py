@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import onnxruntime
 
+from neural_tune.calibration import Statistics
 from neural_tune.errors import AdapterError
 from neural_tune.numerics import qparams
 from neural_tune.protocols import BuildReport
@@ -20,7 +21,6 @@ from neural_tune_onnxruntime.rewrite import outcomes, qdq, qoperator, regions
 from neural_tune_onnxruntime.save import saved_size
 from neural_tune_onnxruntime.session import Session
 from neural_tune_onnxruntime.settings import CPU, PROVIDER_KEY, QOPERATOR
-from neural_tune_onnxruntime.statistics import Statistics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

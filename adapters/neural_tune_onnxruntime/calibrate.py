@@ -13,10 +13,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from neural_tune.calibration import Collector, Statistics
 from neural_tune.errors import AdapterError, DataError
-from neural_tune.numerics.histogram import Histogram
 from neural_tune_onnxruntime.session import RUNTIME_ERRORS, Session, first_line
-from neural_tune_onnxruntime.statistics import ChannelStatistics, Statistics, TensorStatistics
 
 _LOG = logging.getLogger(__name__)
 
@@ -27,8 +26,6 @@ Chunks: TypeAlias = tuple[tuple[str, ...], ...]
 
 MEMORY_BUDGET = 1 << 28
 _FLOAT_TYPES = ("tensor(float)", "tensor(float16)", "tensor(double)")
-# Activations are folded in pieces that stay in the processor's cache, so that no copy of a whole activation is made.
-_PIECE = 1 << 16
 # Where shapes are unknown, the first batch reveals the sizes of this many tensors at a time.
 _PROBED_AT_ONCE = 8
 
@@ -38,7 +35,6 @@ def collect(
     tensors: Sequence[str],
     batches: Iterable[Batch],
     *,
-    channel_tensors: Sequence[str] | Mapping[str, int] = (),
     memory_budget: int = MEMORY_BUDGET,
 ) -> Statistics:
     """Pull every batch once and return the statistics of `tensors`.
@@ -47,8 +43,6 @@ def collect(
         make_session: Returns a session of the float graph whose outputs are exactly the given tensors, in that order.
         tensors: Names of float tensors to observe.
         batches: Input name -> array; iterated once, nothing of a batch is kept.
-        channel_tensors: Those of `tensors` that also get statistics per channel: along the last axis (inputs of MatMul and Gemm),
-            or along the axis that a mapping gives.
         memory_budget: Bytes of activations that one run may hand out. Beyond it a batch is run in parts, or, where the model does not
             treat samples independently, through several sessions for some of the tensors each, one after the other (each is
             dropped before the next one starts, because it would keep its memory).
@@ -58,26 +52,14 @@ def collect(
             such a tensor has no range, and the statistics say so.)
         AdapterError: a tensor is not of a float type, or the runtime breaks.
     """
-    axes = dict(channel_tensors) if isinstance(channel_tensors, Mapping) else dict.fromkeys(channel_tensors, -1)
-    _check_names(tensors, axes)
-    accumulators = {name: _Accumulator(name, axes.get(name)) for name in tensors}
+    _check_names(tensors)
+    collector = Collector()
     runner = _Runner(make_session, tuple(tensors), memory_budget)
-    read = 0
-    for batch in batches:
-        read += 1
-        for name, activation in runner.activations(batch, read):
-            accumulators[name].fold(activation, read)
-    if not read:
-        raise DataError(
-            "calibration got no batch: the iterable is empty (or was used up); give at least one batch of inputs"
-        )
-    infinite = frozenset(name for name, item in accumulators.items() if item.is_infinite)
-    seen = {name: item.result() for name, item in accumulators.items() if item.count and name not in infinite}
-    if infinite:
-        _LOG.info(
-            "%d tensors take infinite values and get no range: %s", len(infinite), ", ".join(sorted(infinite)[:5])
-        )
-    return Statistics(seen, read, infinite=infinite)
+    for number, batch in enumerate(batches, start=1):
+        for name, activation in runner.activations(batch, number):
+            collector.see(name, activation)
+        collector.end_batch()
+    return collector.statistics()
 
 
 def chunks_of(sizes: Mapping[str, int], budget: int) -> Chunks:
@@ -178,80 +160,6 @@ class _Runner:
         return bool(self._is_divisible) and _row_count(batch) > 1
 
 
-class _Accumulator:
-    """The running statistics of one tensor."""
-
-    def __init__(self, name: str, axis: int | None) -> None:
-        self._name = name
-        self._axis = axis
-        self._low, self._high = math.inf, -math.inf
-        self._total = 0.0
-        self._zeros = 0
-        self._histogram = Histogram.empty()
-        self._absmax: Array | None = None
-        self._sums: Array | None = None
-        self._rows = 0
-        self.count = 0
-        self.is_infinite = False
-
-    def fold(self, activation: Array, batch: int) -> None:
-        """Add one activation (a float type, any shape); nothing of it is kept."""
-        if not activation.size:
-            return
-        if activation.dtype == np.float64:
-            activation = activation.astype(np.float32)
-        low, high = float(activation.min()), float(activation.max())
-        if math.isnan(low):  # NaN wins over everything, infinities too
-            raise DataError(
-                f"calibration batch {batch}: tensor {self._name!r} holds {int(np.isnan(activation).sum())} NaN; "
-                "the float model itself breaks on this input: check the preprocessing, or leave the batch out"
-            )
-        self.is_infinite = self.is_infinite or not (math.isfinite(low) and math.isfinite(high))
-        if self.is_infinite:
-            return
-        values = activation.reshape(-1)
-        for begin in range(0, values.size, _PIECE):
-            piece = values[begin : begin + _PIECE].astype(np.float32, copy=False)
-            self._total += float(piece.sum(dtype=np.float64))
-            self._zeros += int(np.count_nonzero(piece == 0.0))
-        self._histogram = self._histogram.merge(Histogram.of(values, low, high))
-        self._low, self._high = min(self._low, low), max(self._high, high)
-        self.count += activation.size
-        if self._axis is not None:
-            self._fold_channels(activation, self._axis, batch)
-
-    def _fold_channels(self, activation: Array, axis: int, batch: int) -> None:
-        if not -activation.ndim <= axis < activation.ndim:
-            raise AdapterError(f"tensor {self._name!r} has {activation.ndim} axes, so there is no channel axis {axis}")
-        others = tuple(item for item in range(activation.ndim) if item != axis % activation.ndim)
-        absmax = np.maximum(activation.max(axis=others), -activation.min(axis=others)).astype(np.float64)
-        if self._absmax is None or self._sums is None:
-            self._absmax, self._sums = np.zeros_like(absmax), np.zeros_like(absmax)
-        if absmax.shape != self._absmax.shape:
-            raise DataError(
-                f"calibration batch {batch}: tensor {self._name!r} has {absmax.size} channels along axis {axis}, earlier "
-                f"batches gave {self._absmax.size}; per-channel statistics need a fixed number of channels"
-            )
-        np.maximum(self._absmax, absmax, out=self._absmax)
-        self._sums += activation.sum(axis=others, dtype=np.float64)
-        self._rows += activation.size // absmax.size
-
-    def result(self) -> TensorStatistics:
-        """Return the statistics so far; at least one value must have been folded."""
-        channels = None
-        if self._axis is not None and self._absmax is not None and self._sums is not None:
-            channels = ChannelStatistics(axis=self._axis, absmax=self._absmax, mean=self._sums / self._rows)
-        return TensorStatistics(
-            minimum=self._low,
-            maximum=self._high,
-            count=self.count,
-            zeros=self._zeros,
-            mean=self._total / self.count,
-            histogram=self._histogram,
-            channels=channels,
-        )
-
-
 def _row_count(batch: Batch) -> int:
     """Return the common length of the first axis of all inputs; 1 where there is none."""
     lengths = {np.shape(value)[0] if np.ndim(value) else 0 for value in batch.values()}
@@ -305,15 +213,10 @@ def _estimated_sizes(session: Session, batch: Batch) -> dict[str, int]:
     return sizes
 
 
-def _check_names(tensors: Sequence[str], axes: Mapping[str, int]) -> None:
+def _check_names(tensors: Sequence[str]) -> None:
     if len(set(tensors)) != len(tensors):
         twice = sorted({name for name in tensors if list(tensors).count(name) > 1})
         raise AdapterError(f"tensors to observe are named twice: {', '.join(twice)}; name each once")
-    missing = sorted(set(axes) - set(tensors))
-    if missing:
-        raise AdapterError(
-            f"channel statistics are asked for tensors that are not observed: {', '.join(missing)}; observe them too"
-        )
 
 
 def _check_types(session: Session) -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from neural_tune.calibration.spool import DERIVED, Spool
 from neural_tune.errors import AdapterError
 from neural_tune_onnxruntime import session
 from neural_tune_onnxruntime.model import OnnxModel
-from neural_tune_onnxruntime.spool import DERIVED, Spool
 
 SAMPLES = 128
 # Bytes of accumulators that are in memory together; a larger one is alone.

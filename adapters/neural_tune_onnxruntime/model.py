@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 import onnx
 
+from neural_tune.calibration.spool import Spool
 from neural_tune.errors import AdapterError
 from neural_tune.values import Role
 from neural_tune_onnxruntime import session, shapes
+from neural_tune_onnxruntime.dispatch import tiled_weights
 from neural_tune_onnxruntime.graph import FLOAT32, Graph, Op, captured_names
 from neural_tune_onnxruntime.kernels import Kernel, kernel_of
 from neural_tune_onnxruntime.normalise import OPSET, normalise
 from neural_tune_onnxruntime.processor import Processor
 from neural_tune_onnxruntime.source import open_model
-from neural_tune_onnxruntime.spool import Spool
 from neural_tune_onnxruntime.weights import Operand, WeightStore
 
 
@@ -194,7 +195,9 @@ def load(
     proto, notes = shapes.infer(whole, store.folder)
     graph = Graph.of(proto)
     kernels = {op.name: _with_finite_bias(op, kernel_of(op, graph, draft.opset), store) for op in graph.ops}
+    processor = processor or Processor.detect()
     store.operands = operands_of(graph, kernels)
+    store.shifted = tiled_weights(graph, kernels, processor)
     _check_weights(store)
     return OnnxModel(
         proto=proto,
@@ -202,7 +205,7 @@ def load(
         kernels=kernels,
         store=store,
         opset=draft.opset,
-        processor=processor or Processor.detect(),
+        processor=processor,
         mark=_mark(proto),
         notes=(*draft.notes, *notes),
     )

@@ -16,11 +16,15 @@ class Processor:
         name: Instruction set in words, such as "x86 avx512_vnni".
         signed_activations: True where int8 activations are the fast ones (ARM), False where uint8 is (x86).
         saturates: True where a uint8 x int8 product sum saturates in int16, so that weights need one bit less (x86 before VNNI).
+        dots: True where x86 adds up four products of uint8 and int8 in one instruction (VNNI).
+        tiles: True where x86 multiplies whole tiles of them (AMX).
     """
 
     name: str
     signed_activations: bool = False
     saturates: bool = False
+    dots: bool = False
+    tiles: bool = False
 
     @classmethod
     def detect(cls) -> Processor:
@@ -38,7 +42,7 @@ def classify(machine: str, flags: frozenset[str]) -> Processor:
     if machine in ("x86_64", "amd64", "i386", "i686"):
         for flag in ("amx_int8", "avx512_vnni", "avx_vnni"):
             if flag in flags:
-                return Processor(name=f"x86 {flag}")
+                return Processor(name=f"x86 {flag}", dots=True, tiles=flag == "amx_int8")
         widest = next((flag for flag in ("avx512bw", "avx2", "avx") if flag in flags), "sse2")
         return Processor(name=f"x86 {widest}", saturates=True)
     if machine in ("aarch64", "arm64"):

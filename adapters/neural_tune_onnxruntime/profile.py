@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from neural_tune.calibration import Statistics
 from neural_tune.errors import AdapterError
 from neural_tune.protocols import Inputs
 from neural_tune.values import FLOAT_CANDIDATE, Candidate, Capability, FrozenMap, LatencyProfile, Mode, Role
@@ -29,7 +30,6 @@ from neural_tune_onnxruntime.attribution import Spent, attribute, carried
 from neural_tune_onnxruntime.graph import Graph
 from neural_tune_onnxruntime.inputs import Feed, InputInfo, to_feed
 from neural_tune_onnxruntime.model import OnnxModel
-from neural_tune_onnxruntime.statistics import Statistics
 
 # Per session with the profiler, and per session without. More tells little more: the errors that are left are the model's, not the clock's.
 _SECONDS = 0.04

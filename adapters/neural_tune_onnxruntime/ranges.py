@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from neural_tune.calibration import Statistics
 from neural_tune.numerics.qparams import Parameters
 from neural_tune.protocols import ObservedTensor
 from neural_tune.values import Candidate
@@ -9,10 +10,6 @@ from neural_tune_onnxruntime import build
 from neural_tune_onnxruntime.model import OnnxModel
 from neural_tune_onnxruntime.recipes import variants
 from neural_tune_onnxruntime.rewrite import regions
-from neural_tune_onnxruntime.statistics import Statistics
-
-# More bins than this cannot be told apart on a page.
-_BINS = 160
 
 
 def observed(model: OnnxModel, candidate: Candidate, statistics: Statistics) -> tuple[ObservedTensor, ...]:
@@ -42,18 +39,12 @@ def observed(model: OnnxModel, candidate: Candidate, statistics: Statistics) -> 
 def _entry(
     tensor: str, readers: tuple[str, ...], observer: str, parameters: Parameters, statistics: Statistics
 ) -> ObservedTensor:
-    seen = statistics.of(tensor)
-    histogram = seen.histogram.at_most(_BINS)
     scale = float(parameters.scale)
-    return ObservedTensor(
-        tensor=tensor,
+    return ObservedTensor.of(
+        tensor,
+        statistics.of(tensor),
         ops=readers,
         observer=observer,
         low=scale * (parameters.first - parameters.zero),
         high=scale * (parameters.last - parameters.zero),
-        minimum=seen.minimum,
-        maximum=seen.maximum,
-        start=histogram.start * histogram.width,
-        width=histogram.width,
-        counts=tuple(int(count) for count in histogram.counts),
     )

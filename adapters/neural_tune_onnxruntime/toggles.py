@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from neural_tune.calibration import Statistics
 from neural_tune.errors import AdapterError, CapabilityError
 from neural_tune.numerics.qparams import Parameters
 from neural_tune.protocols import Inputs, Outputs
@@ -33,7 +34,6 @@ from neural_tune_onnxruntime.model import OnnxModel
 from neural_tune_onnxruntime.recipes import bias_correction, variants
 from neural_tune_onnxruntime.rewrite import qdq, regions
 from neural_tune_onnxruntime.rewrite.regions import Regions
-from neural_tune_onnxruntime.statistics import Statistics
 
 logger = logging.getLogger(__name__)
 

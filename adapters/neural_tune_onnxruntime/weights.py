@@ -70,6 +70,11 @@ class _Form:
     reduce_range: bool
 
     @property
+    def is_balanced(self) -> bool:
+        """True when the codes reach as far below zero as above, so that the code -128 is free."""
+        return self.dtype is DType.INT8 and self.symmetric
+
+    @property
     def file(self) -> str:
         parts = [self.dtype.value, "sym" if self.symmetric else "asym", "channel" if self.per_channel else "tensor"]
         return "-".join([*parts, *(["reduced"] if self.reduce_range else [])]) + ".bin"
@@ -85,6 +90,7 @@ class WeightStore:
         operands: What may be quantized: all of it is, when the first candidate asks for a form.
         prefix: Begins the names of the files that this store writes.
         parent: The store whose folder this one shares and keeps alive; None for the one that owns it.
+        shifted: Constants whose symmetric int8 codes get the zero point -1: the same values, for another kernel (see `dispatch`).
     """
 
     folder: Path
@@ -92,6 +98,7 @@ class WeightStore:
     operands: tuple[Operand, ...] = ()
     prefix: str = ""
     parent: WeightStore | None = None
+    shifted: frozenset[str] = frozenset()
     _forms: dict[_Form, dict[Operand, Quantized]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _kept: dict[str, Mapping[str, onnx.TensorProto]] = field(default_factory=dict)
@@ -130,7 +137,7 @@ class WeightStore:
                     tensors[name] = _write_tensor(file, name, values, location)
                 else:
                     tensors[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(values), name)
-        return WeightStore(self.folder, tensors, self.operands, f"{label}.", self)
+        return WeightStore(self.folder, tensors, self.operands, f"{label}.", self, self.shifted)
 
     def corrected(self, changes: Mapping[str, NDArray[Any]]) -> WeightStore:
         """Return a store with some constants replaced that are no operands, inside the graph; the quantized forms are shared."""
@@ -139,7 +146,7 @@ class WeightStore:
             **{name: onnx.numpy_helper.from_array(np.ascontiguousarray(v), name) for name, v in changes.items()},
         }
         shared = (self._forms, self._lock, self._kept, self._kept_lock)
-        return WeightStore(self.folder, tensors, self.operands, self.prefix, self, *shared)
+        return WeightStore(self.folder, tensors, self.operands, self.prefix, self, self.shifted, *shared)
 
     def array(self, name: str) -> NDArray[Any]:
         """Return the float values of an initializer, mapped or inline."""
@@ -214,6 +221,8 @@ class WeightStore:
                     continue
                 values = self.array(name)
                 scale, zero = qparams.weight_parameters(values, axis, spec)
+                if name in self.shifted and form.is_balanced:
+                    zero = zero - zero.dtype.type(1)
                 codes = qparams.quantize(values, scale, zero, axis, spec.dtype)
                 tensor = _write_tensor(file, f"{name}__{form.file[:-4]}_{number}", codes, location)
                 dead = qparams.dead_channels(codes, scale, zero, axis)

@@ -11,7 +11,7 @@ import onnxruntime
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.calibrate import TensorData, TensorsData, save_tensors_data
 
-from neural_tune_onnxruntime.statistics import Statistics
+from neural_tune.calibration import Statistics
 
 # What our adapter quantizes by default, said to the stock tool: uint8 activations, int8 weights per_channel, Gemm without output.
 STOCK = {

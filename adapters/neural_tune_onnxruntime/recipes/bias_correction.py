@@ -16,15 +16,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from neural_tune.calibration import Statistics
+from neural_tune.calibration.spool import Spool
 from neural_tune.errors import AdapterError
+from neural_tune.numerics.rescaling import Change
 from neural_tune.values import Mode, OpConfig, QuantSpec
 from neural_tune_onnxruntime.graph import Op
 from neural_tune_onnxruntime.kernels import Kernel
 from neural_tune_onnxruntime.model import OnnxModel
 from neural_tune_onnxruntime.recipes import probe
-from neural_tune_onnxruntime.recipes.change import Change
-from neural_tune_onnxruntime.spool import Spool
-from neural_tune_onnxruntime.statistics import Statistics
 
 NAME = "bias_correction"
 _SHIFTS = ("mean shifts",)

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TypeAlias
 
 import onnx
-from numpy.typing import NDArray
 
+from neural_tune.numerics.rescaling import Edits
+from neural_tune_onnxruntime.dispatch import tiled_weights
 from neural_tune_onnxruntime.graph import Graph, captured_names
 from neural_tune_onnxruntime.kernels import kernel_of
 from neural_tune_onnxruntime.model import OnnxModel, Variants, operands_of
-
-# (op name, position of the input) -> the constant that this op, and no other, gets there.
-Edits: TypeAlias = Mapping[tuple[str, int], NDArray[Any]]
 
 
 def derive(model: OnnxModel, edits: Edits, label: str) -> OnnxModel:
@@ -44,6 +40,7 @@ def derive(model: OnnxModel, edits: Edits, label: str) -> OnnxModel:
     graph = Graph.of(proto)
     kernels = {op.name: kernel_of(op, graph, model.opset) for op in graph.ops}
     store.operands = operands_of(graph, kernels)
+    store.shifted = tiled_weights(graph, kernels, model.processor)
     return replace(model, proto=proto, graph=graph, kernels=kernels, store=store, variants=Variants())
 
 

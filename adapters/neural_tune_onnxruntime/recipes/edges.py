@@ -10,92 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
+from neural_tune.numerics.rescaling import Edge, Part, Reader, Refusal
 from neural_tune_onnxruntime.graph import FLOAT32, Graph, Op
 from neural_tune_onnxruntime.model import OnnxModel
-
-Floats: TypeAlias = NDArray[np.floating[Any]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """One constant of one op, along the channels of an edge.
-
-    Attributes:
-        op: Op name.
-        position: Position of the constant among the op's inputs.
-        trailing: Axes behind the channel axis.
-        repeat: How often each channel appears side by side (a flattened image).
-        groups: Groups of a convolution whose *input* channels these are; 0 for everything else.
-    """
-
-    op: str
-    position: int
-    trailing: int = 0
-    repeat: int = 1
-    groups: int = 0
-
-    def scaled(self, values: Floats, factors: Floats) -> Floats:
-        """Return `values` times `factors` (float64, one per channel), broadcast where the constant was."""
-        if self.groups:
-            grouped = values.reshape(self.groups, values.shape[0] // self.groups, values.shape[1], -1)
-            return (grouped * factors.reshape(self.groups, 1, values.shape[1], 1)).reshape(values.shape)
-        return values * np.repeat(factors, self.repeat).reshape(-1, *(1,) * self.trailing)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reader:
-    """A consumer of an edge.
-
-    Attributes:
-        op: Op name.
-        tensor: The activation it reads.
-        axis: Channel axis of that activation.
-        weight: Its constant operand along the input channels.
-    """
-
-    op: str
-    tensor: str
-    axis: int
-    weight: Part
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Edge:
-    """A producer, what lies behind it, and its consumers.
-
-    Attributes:
-        producer: Op name.
-        kind: Op type of the producer.
-        channels: Number of factors.
-        tensors: Activations whose values change with the factors.
-        divided: Constants to divide by the factors.
-        readers: Consumers, whose weights are multiplied.
-    """
-
-    producer: str
-    kind: str
-    channels: int
-    tensors: tuple[str, ...]
-    divided: tuple[Part, ...]
-    readers: tuple[Reader, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """Why nothing can be rescaled behind a producer.
-
-    Attributes:
-        producer: Op name.
-        reason: What stands in the way.
-    """
-
-    producer: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)

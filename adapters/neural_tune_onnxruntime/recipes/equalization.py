@@ -8,20 +8,20 @@ activations decide, through a prediction of the noise (`factors`).
 
 from __future__ import annotations
 
+from neural_tune.calibration.spool import Spool
+from neural_tune.numerics.rescaling import Change, Edge
 from neural_tune_onnxruntime.model import OnnxModel
-from neural_tune_onnxruntime.recipes import edges, factors
-from neural_tune_onnxruntime.recipes.change import Change
+from neural_tune_onnxruntime.recipes import edges
 from neural_tune_onnxruntime.recipes.scaling import rescale
-from neural_tune_onnxruntime.spool import Spool
 
 NAME = "equalization"
 
 
 def is_offered(model: OnnxModel) -> bool:
     """Return whether the model has a pair of layers to equalize."""
-    return any(isinstance(item, edges.Edge) for item in edges.weight_edges(model))
+    return any(isinstance(item, Edge) for item in edges.weight_edges(model))
 
 
 def propose(model: OnnxModel, spool: Spool) -> Change:
     """Return the equalization of all pairs."""
-    return rescale(NAME, model, edges.weight_edges(model), spool, factors.choose)
+    return rescale(NAME, model, edges.weight_edges(model), spool)

@@ -10,11 +10,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from neural_tune.calibration.spool import Spool, length_of
 from neural_tune.errors import AdapterError
+from neural_tune.numerics.factors import Moments
 from neural_tune_onnxruntime import session
 from neural_tune_onnxruntime.model import OnnxModel
-from neural_tune_onnxruntime.recipes.factors import Moments
-from neural_tune_onnxruntime.spool import Spool, length_of
 
 # Enough for the choice of factors and for means. The ranges themselves are taken from all samples, once the choice is made.
 SAMPLES = 128

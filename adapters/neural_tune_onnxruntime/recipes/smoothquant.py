@@ -7,20 +7,20 @@ strength alpha is one number for the whole model; here every norm gets its own, 
 
 from __future__ import annotations
 
+from neural_tune.calibration.spool import Spool
+from neural_tune.numerics.rescaling import Change, Edge
 from neural_tune_onnxruntime.model import OnnxModel
-from neural_tune_onnxruntime.recipes import edges, factors
-from neural_tune_onnxruntime.recipes.change import Change
+from neural_tune_onnxruntime.recipes import edges
 from neural_tune_onnxruntime.recipes.scaling import rescale
-from neural_tune_onnxruntime.spool import Spool
 
 NAME = "smoothquant"
 
 
 def is_offered(model: OnnxModel) -> bool:
     """Return whether the model has a norm whose result only products with constants read."""
-    return any(isinstance(item, edges.Edge) for item in edges.norm_edges(model))
+    return any(isinstance(item, Edge) for item in edges.norm_edges(model))
 
 
 def propose(model: OnnxModel, spool: Spool) -> Change:
     """Return the smoothing of all norms."""
-    return rescale(NAME, model, edges.norm_edges(model), spool, factors.choose)
+    return rescale(NAME, model, edges.norm_edges(model), spool)

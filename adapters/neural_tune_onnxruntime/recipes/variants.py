@@ -8,25 +8,21 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TypeAlias
 
-import numpy as np
-
+from neural_tune.calibration import Statistics
+from neural_tune.calibration.spool import Spool
 from neural_tune.errors import AdapterError, CapabilityError
+from neural_tune.numerics import preservation
+from neural_tune.numerics.rescaling import Change
 from neural_tune.values import Role
 from neural_tune_onnxruntime import calibrate
 from neural_tune_onnxruntime.model import OnnxModel
 from neural_tune_onnxruntime.recipes import bias_correction, equalization, probe, smoothquant
-from neural_tune_onnxruntime.recipes.change import Change
 from neural_tune_onnxruntime.recipes.derive import derive
-from neural_tune_onnxruntime.spool import Spool
-from neural_tune_onnxruntime.statistics import Statistics
 
 logger = logging.getLogger(__name__)
 
 Propose: TypeAlias = Callable[[OnnxModel, Spool], Change]
 
-# Relative L2 difference of the outputs that float32 rounding alone may make.
-TOLERANCE = 1e-5
-_CHECKED_SAMPLES = 32
 # In the order in which they are applied, and offered: each finds what the ones before it left.
 _PROPOSALS: Mapping[str, Propose] = MappingProxyType(
     {
@@ -117,10 +113,8 @@ def _apply(name: str, before: Variant) -> Variant:
         return replace(before, refused=refused)
     after = derive(before.model, change.edits, name)
     distance = difference(before.model, after, spool)
-    if not distance <= TOLERANCE:
-        note = (
-            f"{name} was not applied: it changes the float outputs by {distance:.1e}, expected at most {TOLERANCE:.0e}"
-        )
+    if not distance <= preservation.TOLERANCE:
+        note = f"{name} was not applied: it changes the float outputs by {distance:.1e}, expected at most {preservation.TOLERANCE:.0e}"
         logger.warning("%s", note)
         unchanged = replace(before.model, notes=(*before.model.notes, note))
         return replace(before, model=unchanged, refused={**refused, name: {"": note}})
@@ -138,13 +132,8 @@ def _apply(name: str, before: Variant) -> Variant:
 def difference(before: OnnxModel, after: OnnxModel, spool: Spool) -> float:
     """Return the largest relative L2 difference of an output on the first calibration samples; infinite for NaN."""
     names = [value.name for value in before.proto.graph.output]
-    worst = 0.0
-    runs = [probe.run(item, (), (), names, spool, _CHECKED_SAMPLES) for item in (before, after)]
-    for (expected, _), (found, _) in zip(*runs, strict=True):
-        for one, two in zip(expected, found, strict=True):
-            distance = float(np.linalg.norm((two - one).ravel())) if np.isfinite(two).all() else float("inf")
-            worst = max(worst, distance / max(float(np.linalg.norm(one.ravel())), np.finfo(np.float64).tiny))
-    return worst
+    runs = [probe.run(item, (), (), names, spool, preservation.SAMPLES) for item in (before, after)]
+    return preservation.difference(*([found for found, _ in each] for each in runs))
 
 
 def _observed_anew(model: OnnxModel, tensors: tuple[str, ...], before: Statistics, spool: Spool) -> Statistics:
@@ -158,7 +147,7 @@ def _observed_anew(model: OnnxModel, tensors: tuple[str, ...], before: Statistic
     wanted = [name for name in changed if not _is_inside(name, model)]
     found = calibrate.collect(model.session_for_outputs, wanted, spool.feeds()) if wanted else Statistics({})
     kept = {name: item for name, item in before.tensors.items() if name not in changed}
-    return Statistics({**kept, **found.tensors}, before.batches, before.inputs, before.infinite | found.infinite)
+    return replace(before, tensors={**kept, **found.tensors}, infinite=before.infinite | found.infinite)
 
 
 def _is_inside(tensor: str, model: OnnxModel) -> bool:

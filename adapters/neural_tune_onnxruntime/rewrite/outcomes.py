@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import onnx
 
 from neural_tune.protocols import BuildReport, OpOutcome
@@ -23,7 +25,7 @@ def report(model: OnnxModel, regions: Regions, proto: onnx.ModelProto) -> BuildR
     ops = tuple(_outcome(op, model, regions) for op in model.graph.ops)
     kinds = [node.op_type for node in proto.graph.node]
     counts = {
-        "int8_ops": sum(not op.is_float for op in ops),
+        **_by_precision(ops, regions),
         "float_ops": sum(op.is_float for op in ops),
         "quantize_nodes": kinds.count("QuantizeLinear"),
         "dequantize_nodes": kinds.count("DequantizeLinear"),
@@ -33,6 +35,14 @@ def report(model: OnnxModel, regions: Regions, proto: onnx.ModelProto) -> BuildR
         counts=FrozenMap({name: float(value) for name, value in counts.items()}),
         notes=(*model.notes, *_warnings(model, regions)),
     )
+
+
+def _by_precision(ops: tuple[OpOutcome, ...], regions: Regions) -> dict[str, int]:
+    """Return "int8_ops" and, where there are any, "int4_ops", "fp16_ops" ...: an op without a choice of its own carries int8 codes."""
+    words = Counter(
+        regions.configs[op.name].word if op.name in regions.configs else "int8" for op in ops if not op.is_float
+    )
+    return {f"{word}_ops": words[word] for word in dict.fromkeys(("int8", *sorted(words)))}
 
 
 def _warnings(model: OnnxModel, regions: Regions) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,13 +13,14 @@ from neural_tune.errors import AdapterError
 from neural_tune.numerics import qparams
 from neural_tune.numerics.qparams import Floats, Parameters
 from neural_tune.values import DType, OpConfig
+from neural_tune_onnxruntime import dispatch
 from neural_tune_onnxruntime.graph import Op
 from neural_tune_onnxruntime.kernels import Kernel
 from neural_tune_onnxruntime.model import OnnxModel
 from neural_tune_onnxruntime.rewrite import replace as replacement
 from neural_tune_onnxruntime.rewrite.fragment import CONTRIB
 from neural_tune_onnxruntime.rewrite.regions import Coded, Regions
-from neural_tune_onnxruntime.weights import Quantized, onnx_type
+from neural_tune_onnxruntime.weights import Quantized, onnx_type, read
 
 _PRODUCER = "neural_tune"
 _WIDE_OPSET = 21
@@ -261,15 +263,31 @@ class _Writer:
             step = self.regions.coded[op.inputs[kernel.data[0]]].parameters.scale
             free = qparams.scale_of_dead_channels(bias, step, found.scale, found.dead)
             found = found if free is None else replace(found, scale=free)
+            is_balanced = (config.weight.symmetric and config.weight.dtype is DType.INT8) or not found.zero.any()
             with np.errstate(over="ignore"):  # looked for below
-                widened = qparams.widened_for_bias(bias, step, found.scale) if not found.zero.any() else None
+                widened = qparams.widened_for_bias(bias, step, found.scale) if is_balanced else None
             if widened is not None:
                 if not np.isfinite(widened).all():
                     message = f"op {op.name!r}: its bias (up to {np.abs(bias).max():.3g}) is too large beside its input (steps of {step:.3g}) for any scale in float32; leave it float"
                     raise AdapterError(message)
                 found = self.model.store.requantized(operand, config.weight, found, widened)
             inputs[kernel.bias] = self._write_bias(op, bias, step, found)
+        missing = dispatch.missing_channels(op, kernel, self.model.graph, self.model.processor)
+        if missing and found.dtype is DType.INT8 and self.model.takes_axis:
+            inputs[0] = self._fill_channels(op, missing)
+            found = _with_channels(found, missing, self.model.store.folder)
         inputs[kernel.weight] = self._write_weight(op, found)
+
+    def _fill_channels(self, op: Op, missing: int) -> str:
+        """Append channels of zeros behind those of the codes that a convolution reads; return what it reads then."""
+        tensor, stem = op.inputs[0], f"{op.outputs[0]}{self._mark}filled"
+        coded = self.regions.coded[tensor]
+        _, zero = self._parameters(coded)
+        self._constant(f"{stem}_pads", onnx.TensorProto.INT64, np.array([0, 0, 0, 0, 0, missing, 0, 0]))
+        inputs = [f"{tensor}{self._mark}q", f"{stem}_pads", zero]
+        self.nodes.append(helper.make_node("Pad", inputs, [f"{stem}_q"], f"{stem}_node"))
+        self._dequantize_codes(f"{stem}_q", f"{stem}_dq", coded, stem)
+        return f"{stem}_dq"
 
     def _bias(self, op: Op, kernel: Kernel) -> Floats:
         """Return the bias with one value per output channel, whatever shape it is broadcast from."""
@@ -333,6 +351,14 @@ def _bounds(activation: Op, model: OnnxModel) -> tuple[float | None, float | Non
     if activation.input(2):
         high = float(model.store.array(activation.input(2)).reshape(-1)[0])
     return low, high
+
+
+def _with_channels(weight: Quantized, missing: int, folder: Path) -> Quantized:
+    """Return the weight of a 2-D convolution with input channels added that multiply by zero, its codes inside the graph."""
+    codes = np.pad(
+        read(weight.tensor, folder), ((0, 0), (0, missing), (0, 0), (0, 0)), constant_values=weight.zero.flat[0]
+    )
+    return replace(weight, tensor=_tensor(weight.tensor.name, weight.tensor.data_type, codes))
 
 
 def _without_trailing_blanks(names: list[str]) -> list[str]:

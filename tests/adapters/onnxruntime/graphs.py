@@ -283,9 +283,15 @@ def _silence() -> Iterable[None]:  # type: ignore[misc]
 class Tuned:
     """One float model, held and calibrated by our adapter."""
 
-    def __init__(self, model: onnx.ModelProto | Path, feeds: Sequence[dict[str, np.ndarray]], folder: Path) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto | Path,
+        feeds: Sequence[dict[str, np.ndarray]],
+        folder: Path,
+        processor: Processor = VNNI,
+    ) -> None:
         self.feeds = feeds
-        self.hold = models.load(model, processor=VNNI)
+        self.hold = models.load(model, processor=processor)
         self.capability = ADAPTER.query(self.hold)
         self.space = TuningSpace.of(self.capability)
         self.statistics = ADAPTER.calibrate(self.hold, feeds, folder / "statistics")

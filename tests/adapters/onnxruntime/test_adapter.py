@@ -1,4 +1,4 @@
-"""The adapter through its protocol: the shared conformance kit, options, inputs, errors."""
+"""The adapter through its protocol: options, inputs, errors. The conformance kit is in test_conformance.py."""
 
 from __future__ import annotations
 
@@ -15,64 +15,11 @@ from onnx import helper
 
 from neural_tune.errors import AdapterError, CapabilityError, DataError
 from neural_tune.protocols import AdapterOptions
-from neural_tune.testing import AdapterConformance
 from neural_tune.values import FLOAT_CANDIDATE, Candidate, Observer, TensorRange
 from neural_tune_onnxruntime import model as models
 from neural_tune_onnxruntime import session
 from neural_tune_onnxruntime.inputs import InputInfo
-from neural_tune_onnxruntime.plugin import PLUGIN, accepts
-
-
-class Conformance(AdapterConformance):
-    """What all nets share."""
-
-    net = "conv"
-
-    @pytest.fixture
-    def adapter(self):
-        return ADAPTER
-
-    @pytest.fixture
-    def model(self):
-        return graphs.NETS[self.net]()
-
-    @pytest.fixture
-    def calibration(self, model):
-        return graphs.batches(model)
-
-    @pytest.fixture
-    def plugin(self):
-        return PLUGIN
-
-    @pytest.fixture
-    def float_outputs(self, model, inputs):
-        return tuple(graphs.run(model, inputs))
-
-
-class TestConvolutions(Conformance):
-    net = "conv"
-
-
-class TestResidual(Conformance):
-    net = "residual"
-
-
-class TestPerceptron(Conformance):
-    net = "perceptron"
-
-
-class TestFile(Conformance):
-    """A path instead of an object."""
-
-    @pytest.fixture
-    def model(self, tmp_path_factory):
-        path = tmp_path_factory.mktemp("source") / "net.onnx"
-        onnx.save(graphs.depthwise_net(), str(path))
-        return path
-
-    @pytest.fixture
-    def calibration(self):
-        return graphs.batches(graphs.depthwise_net())
+from neural_tune_onnxruntime.plugin import accepts
 
 
 @pytest.mark.parametrize(

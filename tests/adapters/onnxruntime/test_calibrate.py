@@ -113,23 +113,8 @@ def test_statistics_are_those_of_all_activations_at_once(name):
     values = everything(name)
     assert (np.float32(found.minimum), np.float32(found.maximum)) == (values.min(), values.max())
     assert (found.count, found.zeros) == (values.size, int(np.sum(values == 0)))
-    assert found.mean == pytest.approx(values.mean(dtype=np.float64), rel=1e-6)
     expected, _ = np.histogram(values.astype(np.float64), bins=found.histogram.edges)
     assert np.array_equal(found.histogram.counts, expected)
-    assert found.channels is None
-
-
-def test_channel_statistics_follow_the_last_axis_or_the_one_that_is_named():
-    last = collect(Sessions(), TENSORS, BATCHES, channel_tensors=["flat"]).of("flat").channels
-    values = everything("flat").astype(np.float64)
-    assert last is not None
-    assert np.array_equal(last.absmax, np.abs(values).max(axis=0))
-    assert last.mean == pytest.approx(values.mean(axis=0), rel=1e-6, abs=1e-9)
-    second = collect(Sessions(), TENSORS, BATCHES, channel_tensors={"conv": 1}).of("conv").channels
-    values = everything("conv").astype(np.float64)
-    assert second is not None
-    assert np.array_equal(second.absmax, np.abs(values).max(axis=(0, 2, 3)))
-    assert second.mean == pytest.approx(values.mean(axis=(0, 2, 3)), rel=1e-6, abs=1e-9)
 
 
 def test_a_batch_is_pulled_once_and_only_when_the_one_before_is_done():
@@ -156,18 +141,13 @@ LARGE = 6 * 6 * 6 * 4  # bytes per sample of each of conv, relu and flat
 
 
 def test_above_the_budget_a_batch_is_run_in_parts_with_the_same_statistics():
-    whole = collect(Sessions(), TENSORS, BATCHES, channel_tensors=["flat"])
+    whole = collect(Sessions(), TENSORS, BATCHES)
     sessions = Sessions()
-    parts = collect(sessions, TENSORS, BATCHES, channel_tensors=["flat"], memory_budget=3 * 3 * LARGE)
+    parts = collect(sessions, TENSORS, BATCHES, memory_budget=3 * 3 * LARGE)
     assert close(whole, parts)
     assert sessions.asked == [TENSORS, ("log",), TENSORS]
     assert sessions.runs == [("log",)] * 3 + [TENSORS] * 9
     assert sessions.rows == [4, 2, 2, *[2, 2], *[2, 2], 2, *[2, 2, 2, 1]]
-    first, second = (item.of("flat").channels for item in (whole, parts))
-    assert first is not None
-    assert second is not None
-    assert second.absmax == pytest.approx(first.absmax, rel=1e-5)
-    assert second.mean == pytest.approx(first.mean, rel=1e-5, abs=1e-6)
 
 
 def close(first, second):
@@ -180,18 +160,14 @@ def close(first, second):
 
 
 def test_a_model_that_mixes_samples_is_never_cut_but_run_for_some_tensors_at_a_time():
-    whole = collect(Sessions(mixed=True), TENSORS, BATCHES[::-1], channel_tensors=["flat"])
+    whole = collect(Sessions(mixed=True), TENSORS, BATCHES[::-1])
     sessions = Sessions(mixed=True)
     budget = 2 * 7 * LARGE  # two of the three large activations of the largest batch
-    chunks = collect(sessions, TENSORS, BATCHES[::-1], channel_tensors=["flat"], memory_budget=budget)
+    chunks = collect(sessions, TENSORS, BATCHES[::-1], memory_budget=budget)
     assert same(whole, chunks)
     tried = [("log",)] * 3
     assert sessions.runs == tried + [("conv", "relu"), ("flat", "product", "log")] * len(BATCHES)
     assert sessions.rows[3:] == [7, 7, 2, 2, 4, 4, 4, 4]
-    first, second = (item.of("flat").channels for item in (whole, chunks))
-    assert first is not None
-    assert second is not None
-    assert np.array_equal(first.absmax, second.absmax)
 
 
 def test_a_single_sample_beyond_the_budget_is_run_for_some_tensors_at_a_time():
@@ -285,13 +261,3 @@ def test_integer_tensors_and_contradictory_names_are_refused():
         collect(Sessions(), ("conv", "best"), BATCHES)
     with pytest.raises(AdapterError, match="twice: conv"):
         collect(Sessions(), ("conv", "conv"), BATCHES)
-    with pytest.raises(AdapterError, match="not observed: flat"):
-        collect(Sessions(), ("conv",), BATCHES, channel_tensors=["flat"])
-    with pytest.raises(AdapterError, match="no channel axis 4"):
-        collect(Sessions(), ("conv",), BATCHES, channel_tensors={"conv": 4})
-
-
-def test_a_tensor_that_stays_empty_counts_as_never_observed():
-    stats = collect(Sessions(), ("conv",), make_batches([(0, 1.0)]))
-    with pytest.raises(AdapterError, match="'conv' was never observed"):
-        stats.of("conv")

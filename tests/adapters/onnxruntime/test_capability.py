@@ -18,7 +18,7 @@ from neural_tune.space import Restriction, Rule, Scope, SpecRestriction, TuningS
 from neural_tune.values import FLOAT, Candidate, DType, Granularity, Observer, OpConfig, Role
 from neural_tune_onnxruntime import capability, guard, kernels, model
 from neural_tune_onnxruntime.graph import Graph
-from neural_tune_onnxruntime.processor import Processor, classify
+from neural_tune_onnxruntime.processor import classify
 
 
 def query(source, processor=graphs.VNNI):
@@ -173,19 +173,21 @@ def fitted(op, offer):
 
 
 @pytest.mark.parametrize(
-    ("machine", "flags", "name", "signed", "saturates"),
+    ("machine", "flags", "name", "signed", "saturates", "multiplies"),
     [
-        ("x86_64", {"avx2", "avx512bw", "avx512_vnni"}, "x86 avx512_vnni", False, False),
-        ("AMD64", {"avx2", "avx_vnni"}, "x86 avx_vnni", False, False),
-        ("x86_64", {"avx512_vnni", "amx_int8"}, "x86 amx_int8", False, False),
-        ("x86_64", {"avx2"}, "x86 avx2", False, True),
-        ("x86_64", set(), "x86 sse2", False, True),
-        ("aarch64", {"asimddp", "i8mm"}, "arm64 i8mm", True, False),
-        ("arm64", set(), "arm64 neon", True, False),
+        ("x86_64", {"avx2", "avx512bw", "avx512_vnni"}, "x86 avx512_vnni", False, False, (True, False)),
+        ("AMD64", {"avx2", "avx_vnni"}, "x86 avx_vnni", False, False, (True, False)),
+        ("x86_64", {"avx512_vnni", "amx_int8"}, "x86 amx_int8", False, False, (True, True)),
+        ("x86_64", {"avx2"}, "x86 avx2", False, True, (False, False)),
+        ("x86_64", set(), "x86 sse2", False, True, (False, False)),
+        ("aarch64", {"asimddp", "i8mm"}, "arm64 i8mm", True, False, (False, False)),
+        ("arm64", set(), "arm64 neon", True, False, (False, False)),
     ],
 )
-def test_processor_decides_the_formats(machine, flags, name, signed, saturates):
-    assert classify(machine, frozenset(flags)) == Processor(name=name, signed_activations=signed, saturates=saturates)
+def test_processor_decides_the_formats(machine, flags, name, signed, saturates, multiplies):
+    found = classify(machine, frozenset(flags))
+    assert (found.name, found.signed_activations, found.saturates) == (name, signed, saturates)
+    assert (found.dots, found.tiles) == multiplies
 
 
 def test_defaults_follow_the_processor():

@@ -20,7 +20,6 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from neural_tune.space import TuningSpace
 from neural_tune.testing import AdapterConformance
 from neural_tune.values import Candidate, Mode, Observer
-from neural_tune_onnxruntime.plugin import PLUGIN
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -73,9 +72,7 @@ def prepared(model, folder, **changes):
 class TestAuto(AdapterConformance):
     """The protocol, where every op has choices of several modes."""
 
-    @pytest.fixture
-    def adapter(self):
-        return ADAPTER
+    registered = "onnxruntime"
 
     @pytest.fixture
     def options(self):
@@ -88,10 +85,6 @@ class TestAuto(AdapterConformance):
     @pytest.fixture
     def calibration(self, model):
         return graphs.batches(model)
-
-    @pytest.fixture
-    def plugin(self):
-        return PLUGIN
 
     @pytest.fixture
     def float_outputs(self, model, inputs):

@@ -11,6 +11,7 @@ import numpy as np
 from graphs import Tuned, graph_of
 from onnx import helper
 
+from neural_tune.numerics import preservation
 from neural_tune.values import Candidate
 from neural_tune_onnxruntime import model as models
 from neural_tune_onnxruntime.recipes import edges, variants
@@ -68,7 +69,7 @@ def test_outlier_channels_vanish_and_the_function_stays(decomposed, tmp_path):
     assert error(sabotaged) > 4 * error(reference)
     assert error(sabotaged, SMOOTHED) <= 2 * error(reference)
     variant = variants.prepare(sabotaged.hold, SMOOTHED, sabotaged.statistics)
-    assert variants.difference(sabotaged.hold, variant.model, sabotaged.statistics.inputs) <= variants.TOLERANCE
+    assert variants.difference(sabotaged.hold, variant.model, sabotaged.statistics.inputs) <= preservation.TOLERANCE
 
 
 def test_all_readers_are_rescaled_together(tmp_path):

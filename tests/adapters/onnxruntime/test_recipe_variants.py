@@ -15,11 +15,11 @@ import numpy as np
 from graphs import ADAPTER, Tuned
 from onnx import helper
 
+from neural_tune.calibration import spool
 from neural_tune.errors import AdapterError, CapabilityError
+from neural_tune.numerics.rescaling import Change
 from neural_tune.values import Candidate
-from neural_tune_onnxruntime import spool
 from neural_tune_onnxruntime.recipes import derive, equalization, variants
-from neural_tune_onnxruntime.recipes.change import Change
 
 BOTH = ("bias_correction", "equalization")
 

@@ -57,7 +57,10 @@ def test_integer_operators_go_with_the_cpu_only(monkeypatch):
     )
     with pytest.raises(CapabilityError, match="goes with provider 'cpu' only"):
         Settings.of(AdapterOptions(quant_format="QOperator", extra=FrozenMap({"provider": "cuda"})))
-    assert Settings.of(asked(provider="cuda")).provider == "CUDAExecutionProvider"
+    found = Settings.of(asked(provider="cuda"))
+    assert found.provider == "CUDAExecutionProvider"
+    assert any("validated on the CPU" in note and "not run there" in note for note in found.notes)
+    assert not Settings.of(asked(provider="cpu")).notes
 
 
 @pytest.mark.parametrize("spelling", ["QOperator", "qoperator"])
