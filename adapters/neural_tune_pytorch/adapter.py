@@ -14,24 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from neural_tune import calibration
+from neural_tune.calibration import Statistics, spool
 from neural_tune.errors import AdapterError, CapabilityError, DataError
 from neural_tune.options import unknown_among
-from neural_tune.protocols import AdapterOptions, BuildReport, Inputs, Outputs, Toggles, Training
+from neural_tune.protocols import AdapterOptions, BuildReport, Inputs, Outputs, Simulates, Toggles, Training
 from neural_tune.values import Candidate, Capability, LatencyProfile
 from neural_tune_pytorch import archive, plugin
 from neural_tune_pytorch import model as models
-from neural_tune_pytorch import statistics as stats
 from neural_tune_pytorch.backend import Backend, Built, Feed, Source, TorchModel
 from neural_tune_pytorch.calling import Calling
 from neural_tune_pytorch.deployed import Deployed
 from neural_tune_pytorch.inputs import check_numbers, shapes_of, to_arrays, to_feed
-from neural_tune_pytorch.statistics import Statistics
-from neural_tune_pytorch.threads import threads as running_with
+from neural_tune_pytorch.threads import inference
 
 # Name -> where the backend lives; imported when it is asked for. The order is the one in which "auto" tries them.
 BACKENDS = {
-    "pt2e": ("neural_tune_pytorch.backends.pt2e", "Pt2eBackend"),
+    "pt2e": ("neural_tune_pytorch.backends.pt2e.backend", "Pt2eBackend"),
     "fx": ("neural_tune_pytorch.backends.fx", "FxBackend"),
     "eager": ("neural_tune_pytorch.backends.eager", "EagerBackend"),
 }
@@ -45,7 +46,7 @@ _IPEX = (
 
 
 class PyTorchAdapter:
-    """Implements `neural_tune.protocols.Adapter`, `CapturesByExample`, `ProbesSensitivity`, `ProfilesLatency` and `Trains` for PyTorch modules."""
+    """Implements `neural_tune.protocols.Adapter`, `CapturesByExample`, `ProbesSensitivity`, `ProfilesLatency`, `Simulates` and `Trains` for PyTorch modules."""
 
     name = "pytorch"
     needs_example = True
@@ -89,19 +90,41 @@ class PyTorchAdapter:
 
     def calibrate(self, model: TorchModel, batches: Iterable[Inputs], directory: Path) -> Statistics:
         """Read `batches` once and return the statistics of every tensor that a candidate may quantize."""
-        found = model.backend.observe(model.captured, _feeds(batches, model.source.calling))
-        stats.save(found, directory, key=self.fingerprint(model))
+        feeds = _feeds(batches, model.source.calling)
+        if not self._keeps_inputs(model):
+            found = model.backend.observe(model.captured, feeds)
+        else:
+            recorder = spool.Recorder(directory)
+            found = model.backend.observe(model.captured, _recorded(feeds, recorder, model.source.calling))
+            found = replace(found, inputs=recorder.close())
+        calibration.save(found, directory, key=self.fingerprint(model))
         return found
 
     def load_statistics(self, model: TorchModel, directory: Path) -> Statistics | None:
         """Return what `calibrate` wrote below `directory` for this model; None if it is not there or incomplete."""
-        return stats.load(directory, key=self.fingerprint(model))
+        found = calibration.load(directory, key=self.fingerprint(model))
+        if found is None or not self._keeps_inputs(model):
+            return found
+        kept = spool.load(directory)
+        return None if kept is None else replace(found, inputs=kept)
+
+    def _keeps_inputs(self, model: TorchModel) -> bool:
+        """Return whether a recipe may want to look at the calibration inputs again."""
+        return bool(self.query(model).recipes)
 
     def build(
         self, model: TorchModel, candidate: Candidate, statistics: Statistics | None, threads: int | None
     ) -> Built:
         """Return `candidate` as a network; compiling waits for its first call."""
         return model.backend.build(model.captured, candidate, statistics, threads)
+
+    def simulate(
+        self, model: TorchModel, candidate: Candidate, statistics: Statistics | None, threads: int | None
+    ) -> Built:
+        """Return `candidate` as a network that is never compiled: its numbers without its speed."""
+        backend = model.backend
+        make = backend.simulate if isinstance(backend, Simulates) else backend.build
+        return make(model.captured, candidate, statistics, threads)
 
     def run(self, built: Built, inputs: Inputs) -> Outputs:
         """Return the outputs for one batch.
@@ -112,7 +135,7 @@ class PyTorchAdapter:
         """
         feed = to_feed(inputs, built.calling)
         try:
-            with torch.no_grad(), torch.autocast("cpu", enabled=False), running_with(built.threads):
+            with inference(built.threads):
                 return to_arrays(built.network(*feed))
         except (AdapterError, DataError, CapabilityError):
             raise
@@ -180,6 +203,12 @@ class PyTorchAdapter:
         """Return a trainable copy with fake_quant where `candidate` quantizes."""
         train: Any = importlib.import_module("neural_tune_pytorch.qat").training
         return train(model, candidate, statistics)  # type: ignore[no-any-return]
+
+
+def _recorded(feeds: Iterable[Feed], recorder: spool.Recorder, calling: Calling) -> Iterator[Feed]:
+    """Yield `feeds` unchanged; the first ones stay on disk, for recipes."""
+    for batch in recorder.passing(dict(zip(calling.names, map(Tensor.numpy, feed), strict=True)) for feed in feeds):
+        yield tuple(torch.from_numpy(batch[name]) for name in calling.names)
 
 
 def backend_named(name: str) -> Backend:

@@ -15,7 +15,7 @@ import torch
 
 from neural_tune.errors import AdapterError
 from neural_tune.protocols import BuildReport
-from neural_tune.values import FrozenMap, from_jsonable, to_jsonable
+from neural_tune.values import from_jsonable, to_jsonable
 from neural_tune_pytorch.calling import Calling
 
 METADATA = "neural_tune.json"
@@ -110,8 +110,3 @@ def calling_of(content: Mapping[str, Any]) -> Calling:
 def report_of(content: Mapping[str, Any]) -> BuildReport:
     """Return the report in a description."""
     return from_jsonable(BuildReport, content.get("report", {"ops": []}))
-
-
-def empty_report() -> BuildReport:
-    """Return the report of a model about which nothing is known."""
-    return BuildReport(ops=(), counts=FrozenMap())

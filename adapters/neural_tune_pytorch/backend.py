@@ -14,10 +14,10 @@ from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
+from neural_tune.calibration import Statistics
 from neural_tune.protocols import AdapterOptions, BuildReport, Toggles
 from neural_tune.values import Candidate, Capability, LatencyProfile
 from neural_tune_pytorch.calling import Calling
-from neural_tune_pytorch.statistics import Statistics
 
 Feed: TypeAlias = tuple[Tensor, ...]
 """One batch: tensors of the right dtype on the CPU, in the order of `Calling.inputs`."""

@@ -85,6 +85,8 @@ class Calling:
         Raises:
             DataError: names or number do not fit.
         """
+        if not keywords and len(arguments) == len(self.inputs) and all(isinstance(item, Tensor) for item in arguments):
+            return tuple(arguments)
         if len(arguments) == 1 and not keywords:
             only = arguments[0]
             if isinstance(only, Mapping):

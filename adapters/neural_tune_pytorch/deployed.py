@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-import torch
 from torch import nn
 
 from neural_tune_pytorch.backend import Built
 from neural_tune_pytorch.calling import unflatten
 from neural_tune_pytorch.inputs import fit
-from neural_tune_pytorch.threads import threads
+from neural_tune_pytorch.threads import inference
 
 
 class Deployed(nn.Module):
@@ -30,8 +29,7 @@ class Deployed(nn.Module):
         built = self._built
         values = built.calling.bind(arguments, keywords)
         feed = tuple(fit(value, info) for value, info in zip(values, built.calling.inputs, strict=True))
-        # Under autocast compiled int8 would be compiled again, to bfloat16 and without a word.
-        with torch.no_grad(), torch.autocast("cpu", enabled=False), threads(built.threads):
+        with inference(built.threads):
             return unflatten(built.network(*feed), built.calling.outputs)
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002 - the signature of nn.Module

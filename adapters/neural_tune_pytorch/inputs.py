@@ -25,7 +25,8 @@ def to_tensor(value: object, name: str = "input") -> Tensor:
         DataError: it is no array of numbers.
     """
     if isinstance(value, Tensor):
-        return value.detach().cpu()
+        is_ready = value.is_cpu and not value.requires_grad
+        return value if is_ready else value.detach().cpu()
     try:
         array = np.asarray(value)
         if not array.flags.writeable:  # torch warns of memory that it must not write to

@@ -6,12 +6,12 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from neural_tune.calibration import Statistics
 from neural_tune.errors import CapabilityError
 from neural_tune.values import Candidate
 from neural_tune_pytorch.backend import Built, TorchModel
 from neural_tune_pytorch.calling import Calling, unflatten
 from neural_tune_pytorch.inputs import fit
-from neural_tune_pytorch.statistics import Statistics
 
 
 class Trainee(Protocol):

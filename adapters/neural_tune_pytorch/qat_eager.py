@@ -6,22 +6,22 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from neural_tune.calibration import Statistics
 from neural_tune.values import Candidate
 from neural_tune_pytorch.backend import Built
-from neural_tune_pytorch.backends import eager, swap
-from neural_tune_pytorch.backends.eager import Captured
+from neural_tune_pytorch.backends import eager, eager_plan, swap
+from neural_tune_pytorch.backends.eager_plan import Captured
 from neural_tune_pytorch.backends.fx_plan import Ranges
 from neural_tune_pytorch.calling import Flat
 from neural_tune_pytorch.model import copy_of
 from neural_tune_pytorch.qat_fake_quant import FakeQuant, Trained, check_finite
-from neural_tune_pytorch.statistics import Statistics
 
 
 class EagerTrainee:
     """A trainable module of a candidate, and how it becomes integers. Implements `neural_tune_pytorch.qat.Trainee`."""
 
     def __init__(self, captured: Captured, candidate: Candidate, statistics: Statistics | None) -> None:
-        self._planned = eager.plan(captured, candidate, statistics)
+        self._planned = eager_plan.plan(captured, candidate, statistics)
         self._module = copy_of(captured.module)
         self._captured = captured
         ranges = Ranges.of(candidate, statistics) if statistics is not None else None
@@ -56,7 +56,7 @@ class EagerTrainee:
         return eager.finished(captured, self._planned, self._module, threads)
 
     def _island(self, name: str, ranges: Ranges | None) -> _FakeIsland:
-        op, spec = self._planned.static[name], eager.spec_of(self._planned, name)
+        op, spec = self._planned.static[name], self._planned.spec_of(name)
         config = self._planned.configs[name]
         trained = Trained(self._module.get_submodule(name), config.weight or swap.WEIGHT, relu=op.relu)
 
@@ -65,7 +65,7 @@ class EagerTrainee:
             return FakeQuant(start, last=127 if spec.reduce_range else 255, symmetric=spec.symmetric, tensor=tensor)
 
         source = None if name in self._planned.fed else fake_quant(op.source)
-        target = None if eager.borders_are_float(self._planned, name) else fake_quant(op.target)
+        target = None if self._planned.has_float_borders(name) else fake_quant(op.target)
         return _FakeIsland(trained, source, target)
 
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from neural_tune.protocols import BuildReport
+from neural_tune.calibration import Statistics
 from neural_tune.values import Candidate, QuantSpec
 from neural_tune_pytorch.backend import Built
 from neural_tune_pytorch.backends import fx_plan, fx_rewrite, swap, swap_script
 from neural_tune_pytorch.backends.fx_graph import Captured, Op
 from neural_tune_pytorch.backends.fx_plan import Plan, Ranges
+from neural_tune_pytorch.backends.fx_rewrite import Place
 from neural_tune_pytorch.backends.swap import Grid, WeightGrid
 from neural_tune_pytorch.model import copy_of
 from neural_tune_pytorch.qat_fake_quant import FakeQuant, Trained, check_finite
-from neural_tune_pytorch.statistics import Statistics
 
 
 class FxTrainee:
@@ -64,11 +65,7 @@ class FxTrainee:
             network = fx_rewrite.rewrite(captured, planned, _Fixed(captured, self._emitter, modules), modules)
         for parameter in network.parameters():
             parameter.requires_grad_(requires_grad=False)
-        notes = (
-            f"{self._bits} bits are simulated in float: there is no kernel for them, nothing gets faster or smaller",
-        )
-        report: BuildReport = fx_plan.report(captured, planned, notes=notes, kernels=False)
-        return swap_script.built(network.eval(), captured.calling, captured.example, "fx", report, threads)
+        return _simulation(captured, planned, network, self._bits, threads)
 
 
 def simulated(captured: Captured, candidate: Candidate, statistics: Statistics | None, threads: int | None) -> Built:
@@ -84,12 +81,32 @@ def simulated(captured: Captured, candidate: Candidate, statistics: Statistics |
     with torch.no_grad():
         fixed: dict[str, nn.Module] = {}
         network = fx_rewrite.rewrite(captured, planned, _Plain(captured, planned, emitter, fixed, bits), fixed)
-    notes = (f"{bits} bits are simulated in float: there is no kernel for them, nothing gets faster or smaller",)
-    report = fx_plan.report(captured, planned, notes=notes, kernels=False)
+    return _simulation(captured, planned, network, bits, threads)
+
+
+def _simulation(captured: Captured, planned: Plan, network: fx.GraphModule, bits: int, threads: int | None) -> Built:
+    report = fx_plan.simulation_report(captured, planned, bits)
     return swap_script.built(network.eval(), captured.calling, captured.example, "fx", report, threads)
 
 
-class _Simulation:
+class _FloatOps(ABC):
+    """Emits float ops, rounded where a kernel would write codes."""
+
+    @abstractmethod
+    def quantize(self, graph: fx.Graph, value: fx.Node, tensor: str, spec: QuantSpec) -> fx.Node:
+        """Round on the grid of `tensor`."""
+
+    def dequantize(self, graph: fx.Graph, value: fx.Node) -> fx.Node:  # noqa: ARG002 - the signature of an emitter
+        """Return the value: it is float already."""
+        return value
+
+    def add(self, graph: fx.Graph, op: Op, values: tuple[fx.Node, ...], target: Place) -> fx.Node:
+        """Return the rounded sum."""
+        made = graph.call_function(torch.add, values)
+        return self.quantize(graph, graph.call_function(torch.relu, (made,)) if op.relu else made, *target)
+
+
+class _Simulation(_FloatOps):
     """Emits float ops with trainable fake_quant; one grid per tensor and spec."""
 
     def __init__(
@@ -135,29 +152,13 @@ class _Simulation:
         self._modules[name] = found
         return graph.call_module(name, (value,))
 
-    def dequantize(self, graph: fx.Graph, value: fx.Node) -> fx.Node:  # noqa: ARG002 - the signature of an emitter
-        """Return the value: it is float already."""
-        return value
-
-    def anchor(
-        self,
-        graph: fx.Graph,
-        op: Op,
-        value: fx.Node,
-        source: tuple[str, QuantSpec],
-        target: tuple[str, QuantSpec] | None,
-    ) -> fx.Node:
+    def anchor(self, graph: fx.Graph, op: Op, value: fx.Node, source: Place, target: Place | None) -> fx.Node:
         """Return the output, rounded where the kernel writes codes; with a float output the input is rounded here."""
         self.trained(op)
         if target is None and op.inputs[0] not in self._planned.coded:  # what was rounded stays rounded
             value = self.quantize(graph, value, *source)
         made = graph.call_module(f"trained_{op.node}", (value,))
         return made if target is None else self.quantize(graph, made, *target)
-
-    def add(self, graph: fx.Graph, op: Op, values: tuple[fx.Node, ...], target: tuple[str, QuantSpec]) -> fx.Node:
-        """Return the rounded sum."""
-        made = graph.call_function(torch.add, values)
-        return self.quantize(graph, graph.call_function(torch.relu, (made,)) if op.relu else made, *target)
 
 
 class _Learned(fx_rewrite.Kernels):
@@ -172,7 +173,7 @@ class _Learned(fx_rewrite.Kernels):
         return trained.fake_quant.grid(trained.module.weight.detach())
 
 
-class _Fixed:
+class _Fixed(_FloatOps):
     """Emits float ops on fixed grids: fake_quant without parameters, weights rounded once."""
 
     def __init__(self, captured: Captured, emitter: _Simulation, modules: dict[str, nn.Module]) -> None:
@@ -185,18 +186,7 @@ class _Fixed:
         grid = self._emitter.grid(tensor, spec)
         return graph.call_function(torch.fake_quantize_per_tensor_affine, (value, grid.scale, grid.zero, 0, grid.last))
 
-    def dequantize(self, graph: fx.Graph, value: fx.Node) -> fx.Node:  # noqa: ARG002 - the signature of an emitter
-        """Return the value: it is float already."""
-        return value
-
-    def anchor(
-        self,
-        graph: fx.Graph,
-        op: Op,
-        value: fx.Node,
-        source: tuple[str, QuantSpec],
-        target: tuple[str, QuantSpec] | None,
-    ) -> fx.Node:
+    def anchor(self, graph: fx.Graph, op: Op, value: fx.Node, source: Place, target: Place | None) -> fx.Node:
         """Return the output, rounded where a kernel would write codes."""
         name = f"fixed_{op.node}"
         self._modules[name] = self._rounded(op)
@@ -205,11 +195,6 @@ class _Fixed:
         made = graph.call_module(name, (value,))
         made = graph.call_function(torch.relu, (made,)) if op.relu else made
         return made if target is None else self.quantize(graph, made, *target)
-
-    def add(self, graph: fx.Graph, op: Op, values: tuple[fx.Node, ...], target: tuple[str, QuantSpec]) -> fx.Node:
-        """Return the rounded sum."""
-        made = graph.call_function(torch.add, values)
-        return self.quantize(graph, graph.call_function(torch.relu, (made,)) if op.relu else made, *target)
 
     def _rounded(self, op: Op) -> nn.Module:
         trained = self._emitter.trained(op)

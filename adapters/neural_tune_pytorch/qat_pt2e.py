@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import fx, nn
 
+from neural_tune.calibration import Statistics
 from neural_tune.values import Candidate
 from neural_tune_pytorch.backend import Built
 from neural_tune_pytorch.backends import swap
@@ -18,7 +19,6 @@ from neural_tune_pytorch.backends.pt2e.plan import Edge
 from neural_tune_pytorch.backends.swap import Grid
 from neural_tune_pytorch.model import copy_of
 from neural_tune_pytorch.qat_fake_quant import FakeQuant, WeightFakeQuant, check_finite
-from neural_tune_pytorch.statistics import Statistics
 
 
 class Pt2eTrainee:

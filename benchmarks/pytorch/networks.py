@@ -91,9 +91,9 @@ def images(count: int, size: int = 224, seed: int = 0) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-def rows(seed: int = 0) -> Tensor:
+def rows(seed: int = 0, count: int = 16) -> Tensor:
     """Return a batch for the perceptron."""
-    return torch.randn(16, 512, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(count, 512, generator=torch.Generator().manual_seed(seed))
 
 
 def tokens(count: int, length: int, seed: int = 0) -> dict[str, Tensor]:

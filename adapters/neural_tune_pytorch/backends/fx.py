@@ -6,34 +6,27 @@ residual nets (torch 2.13: "Tried to erase Node relu but it still had 1 users").
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, fx, nn
 
-from neural_tune.errors import AdapterError, CapabilityError, DataError
-from neural_tune.protocols import AdapterOptions, Toggles
-from neural_tune.values import FLOAT, Candidate, Capability, LatencyProfile, Mode, OpCapability, OpConfig, Role
+from neural_tune.calibration import Collector, Statistics
+from neural_tune.protocols import AdapterOptions
+from neural_tune.values import FLOAT, Candidate, Capability, Mode, OpCapability, OpConfig, Role
 from neural_tune_pytorch.backend import Built, Feed, Source
-from neural_tune_pytorch.backends import fx_graph, fx_plan, fx_rewrite, swap, swap_script
+from neural_tune_pytorch.backends import fx_graph, fx_plan, fx_rewrite, scripted, swap, swap_script
 from neural_tune_pytorch.backends.fx_graph import Captured, Op
 from neural_tune_pytorch.backends.fx_plan import Ranges
-from neural_tune_pytorch.model import first_line
-from neural_tune_pytorch.statistics import Collector, Statistics
+from neural_tune_pytorch.backends.scripted import ScriptedBackend
 
 
-class FxBackend:
+class FxBackend(ScriptedBackend):
     """Implements `neural_tune_pytorch.backend.Backend`."""
 
     name = "fx"
-
-    def unusable(self, options: AdapterOptions) -> str:  # noqa: ARG002 - protocol
-        """Return "": an engine that is missing is refused by `capture`."""
-        return ""
 
     def capture(self, source: Source, options: AdapterOptions) -> Captured:
         """Return the FX graph of the module.
@@ -51,19 +44,9 @@ class FxBackend:
 
     def query(self, captured: Captured) -> Capability:
         """Return the choices of every op."""
-        notes: tuple[str, ...] = ()
-        if fx_plan.bits_of(captured.options.extra) < 8:
-            notes = (
-                f"{fx_plan.bits_of(captured.options.extra)} bits are simulated in float: there is no kernel for them, nothing gets faster or smaller",
-            )
-        return Capability(
-            framework="pytorch",
-            runtime_version=torch.__version__,
-            instruction_set=f"{torch.backends.cpu.get_cpu_capability()} {'vnni' if swap.has_vnni() else 'no vnni'}, engine {swap.engine_name()}",
-            ops=tuple(_capability(captured, op) for op in captured.ops),
-            inputs=captured.calling.names,
-            notes=notes,
-        )
+        bits = fx_plan.bits_of(captured.options.extra)
+        notes = (fx_plan.simulation_note(bits),) if bits < 8 else ()
+        return scripted.capability((_capability(captured, op) for op in captured.ops), captured.calling.names, notes)
 
     def observe(self, captured: Captured, batches: Iterable[Feed]) -> Statistics:
         """Read `batches` once and return the statistics of every tensor that a candidate may lay on a grid."""
@@ -73,10 +56,7 @@ class FxBackend:
         self, captured: Captured, candidate: Candidate, statistics: Statistics | None, threads: int | None
     ) -> Built:
         """Return `candidate` with int8 kernels, or simulated where fewer bits were asked for."""
-        if candidate.recipes:
-            raise CapabilityError(
-                f"recipes {list(candidate.recipes)}: backend 'fx' folds batch norm always and offers no other"
-            )
+        self.refuse_recipes(candidate)
         planned = fx_plan.plan(captured, candidate, statistics)
         bits = fx_plan.bits_of(captured.options.extra)
         if bits < 8 and planned.static:
@@ -90,33 +70,6 @@ class FxBackend:
             network, captured.calling, captured.example, self.name, fx_plan.report(captured, planned), threads
         )
 
-    def restore(self, artifact: Path, metadata: Mapping[str, Any], threads: int | None) -> Built:
-        """Return what was saved as TorchScript."""
-        return swap_script.restore(artifact, metadata, threads)
-
-    def toggles(
-        self,
-        captured: Captured,  # noqa: ARG002 - the signature of the protocol
-        candidate: Candidate,  # noqa: ARG002
-        statistics: Statistics | None,  # noqa: ARG002
-        threads: int | None,  # noqa: ARG002
-    ) -> Toggles:
-        """Refuse: a build costs milliseconds, so single candidates are built instead."""
-        raise AdapterError(
-            "backend 'fx' has no toggle model: a build costs milliseconds, so single candidates are built instead"
-        )
-
-    def profile(
-        self,
-        captured: Captured,  # noqa: ARG002 - the signature of the protocol
-        candidate: Candidate,  # noqa: ARG002
-        statistics: Statistics | None,  # noqa: ARG002
-        feed: Feed,  # noqa: ARG002
-        threads: int,  # noqa: ARG002
-    ) -> LatencyProfile:
-        """Refuse: there is no profile per op here."""
-        raise AdapterError("backend 'fx' does not attribute run time to ops; use backend 'pt2e'")
-
 
 def observe(graph: fx.GraphModule, names: tuple[str, ...], batches: Iterable[Feed]) -> Statistics:
     """Return the statistics of the named nodes of a graph over `batches`.
@@ -125,27 +78,13 @@ def observe(graph: fx.GraphModule, names: tuple[str, ...], batches: Iterable[Fee
         DataError: there is no batch, or a tensor holds NaN.
         AdapterError: the graph breaks on a batch.
     """
-    collector, wanted, count = Collector(), set(names), 0
+    collector, wanted = Collector(), set(names)
 
     def note(node: fx.Node, value: Any) -> None:
         if node.name in wanted and isinstance(value, Tensor):
             collector.see(node.name, np.asarray(value))
 
-    for feed in batches:
-        count += 1
-        try:
-            with torch.no_grad():
-                fx_graph.Watching(graph, note).run(*feed)
-        except DataError:
-            raise
-        except Exception as error:
-            raise AdapterError(
-                f"the float model breaks in calibration ({type(error).__name__}: {first_line(error)})"
-            ) from error
-        collector.end_batch()
-    if not count:
-        raise DataError("calibration found no batch, expected one or more")
-    return collector.statistics()
+    return scripted.watched(lambda feed: fx_graph.Watching(graph, note).run(*feed), batches, collector)
 
 
 def _capability(captured: Captured, op: Op) -> OpCapability:
@@ -166,19 +105,7 @@ def _capability(captured: Captured, op: Op) -> OpCapability:
         role = Role.COMPANION if is_static else Role.NEVER
         return replace(bare, role=role, choices=_sum_choices(captured) if is_static else (FLOAT,), why=why)
     module = captured.module(captured.nodes()[op.node])
-    choices, extra = swap.choices(module, captured.options.approach, reduce_range=captured.options.reduce_range)
-    if fx_plan.bits_of(captured.options.extra) < 8:
-        choices, extra = (*(config for config in choices if config.mode is Mode.STATIC), FLOAT), ()
-    why = "" if len(choices) > 1 else f"{op.type} has no {captured.options.approach} form here"
-    parameters = sum(parameter.numel() for parameter in module.parameters())
-    return replace(
-        bare,
-        role=Role.ANCHOR if len(choices) + len(extra) > 1 else Role.NEVER,
-        choices=choices,
-        extra=extra,
-        why=why,
-        parameters=parameters,
-    )
+    return scripted.offered(bare, module, captured.options, bits=fx_plan.bits_of(captured.options.extra))
 
 
 def _sum_choices(captured: Captured) -> tuple[OpConfig, ...]:

@@ -88,6 +88,11 @@ class Op:
     relu: bool = False
     why: str = ""
 
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """What it reads and writes as codes."""
+        return tuple(name for name in (*self.inputs, self.output) if name)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Captured:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import fx
 
+from neural_tune.calibration import Statistics
 from neural_tune.errors import AdapterError, CapabilityError
 from neural_tune.numerics import qparams
-from neural_tune.protocols import BuildReport, OpOutcome
-from neural_tune.values import Candidate, DType, FrozenMap, Mode, OpConfig, QuantSpec, TensorRange
-from neural_tune_pytorch.backends import swap
+from neural_tune.protocols import BuildReport
+from neural_tune.values import Candidate, FrozenMap, Mode, OpConfig, QuantSpec, TensorRange
+from neural_tune_pytorch.backends import op_choices, swap
 from neural_tune_pytorch.backends.fx_graph import Captured, Op, passes
 from neural_tune_pytorch.backends.swap import Grid
-from neural_tune_pytorch.statistics import Statistics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -38,12 +38,7 @@ class Plan:
 
     def spec_of(self, op: Op) -> QuantSpec:
         """Return the spec of the activations of a static op."""
-        spec = self.configs[op.name].activation
-        if spec is None or spec.dtype is not DType.UINT8:
-            raise CapabilityError(
-                f"op {op.name!r}: {self.configs[op.name].describe()} has no int8 kernel in FX mode; activations are uint8"
-            )
-        return spec
+        return op_choices.activation_of(op.name, self.configs[op.name])
 
 
 def plan(captured: Captured, candidate: Candidate, statistics: Statistics | None) -> Plan:
@@ -52,22 +47,8 @@ def plan(captured: Captured, candidate: Candidate, statistics: Statistics | None
     Raises:
         CapabilityError: it names an op that the model does not have, or that has no int8 kernel.
     """
-    known = {op.name: op for op in captured.ops}
-    strange = sorted(set(candidate.ops) - set(known))
-    if strange:
-        raise CapabilityError(f"the candidate names the ops {strange[:5]}, which the model does not have")
-    configs: dict[str, OpConfig] = {}
-    reasons: dict[str, str] = {}
-    for name, config in candidate.ops.items():
-        if known[name].why:
-            raise CapabilityError(f"the candidate quantizes {name!r} ({known[name].type}): {known[name].why}")
-        infinite = sorted(
-            {*known[name].inputs, known[name].output} & (statistics.infinite if statistics else frozenset())
-        )
-        if config.mode is Mode.STATIC and infinite:
-            reasons[name] = f"tensor {infinite[0]!r} took infinite values in calibration, so it has no range"
-        else:
-            configs[name] = config
+    infinite = statistics.infinite if statistics is not None else ()
+    configs, reasons = op_choices.chosen(captured.ops, candidate, infinite)
     static = {op.node: op for op in captured.ops if op.name in configs and configs[op.name].mode is Mode.STATIC}
     _drop_lonely_sums(captured, static, configs, reasons)
     readers = _readers(captured, static)
@@ -76,29 +57,26 @@ def plan(captured: Captured, candidate: Candidate, statistics: Statistics | None
     )
 
 
-def outcomes(captured: Captured, planned: Plan) -> tuple[OpOutcome, ...]:
-    """Return what became of every op."""
-    found = []
-    for op in captured.ops:
-        config = planned.configs.get(op.name)
-        why = planned.reasons.get(op.name) or op.why or "the candidate keeps it in float"
-        precision = "float" if config is None else config.describe()
-        found.append(OpOutcome(name=op.name, type=op.type, precision=precision, reason=why if config is None else ""))
-    return tuple(found)
+def report(captured: Captured, planned: Plan) -> BuildReport:
+    """Return what became of every op, in kernels."""
+    counts = FrozenMap({"int8_kernels": float(op_choices.kernel_count(planned.configs))})
+    return BuildReport(ops=op_choices.outcomes(captured.ops, planned.configs, planned.reasons), counts=counts)
 
 
-def report(captured: Captured, planned: Plan, *, notes: tuple[str, ...] = (), kernels: bool = True) -> BuildReport:
-    """Return the report of a plan; every static or dynamic op is one int8 kernel, because the module that runs it *is* that kernel."""
-    count = (
-        sum(1 for config in planned.configs.values() if config.mode in (Mode.STATIC, Mode.DYNAMIC)) if kernels else 0
-    )
-    return BuildReport(ops=outcomes(captured, planned), counts=FrozenMap({"int8_kernels": float(count)}), notes=notes)
+def simulation_report(captured: Captured, planned: Plan, bits: int) -> BuildReport:
+    """Return what became of every op where its codes are simulated in float: no kernel at all."""
+    found = report(captured, planned)
+    return replace(found, counts=FrozenMap({"int8_kernels": 0.0}), notes=(simulation_note(bits),))
+
+
+def simulation_note(bits: int) -> str:
+    """Return what a person should know about fewer than 8 bits."""
+    return f"{bits} bits are simulated in float: there is no kernel for them, nothing gets faster or smaller"
 
 
 def observed_tensors(captured: Captured) -> tuple[str, ...]:
     """Return every tensor that some candidate lays on a grid."""
-    names = [name for op in captured.ops if not op.why for name in (*op.inputs, op.output) if name]
-    return tuple(dict.fromkeys(names))
+    return tuple(dict.fromkeys(name for op in captured.ops if not op.why for name in op.tensors))
 
 
 def bits_of(extra: Mapping[str, object]) -> int:

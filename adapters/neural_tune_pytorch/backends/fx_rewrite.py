@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import fx, nn
@@ -12,6 +12,9 @@ from neural_tune_pytorch.backends import swap
 from neural_tune_pytorch.backends.fx_graph import Captured, Op
 from neural_tune_pytorch.backends.fx_plan import Plan
 from neural_tune_pytorch.backends.swap import Grid, WeightGrid
+
+Place: TypeAlias = tuple[str, QuantSpec]
+"""A tensor, and how it is coded: one grid."""
 
 
 class Grids(Protocol):
@@ -30,17 +33,10 @@ class Emitter(Protocol):
     def dequantize(self, graph: fx.Graph, value: fx.Node) -> fx.Node:
         """Return codes as float."""
 
-    def anchor(
-        self,
-        graph: fx.Graph,
-        op: Op,
-        value: fx.Node,
-        source: tuple[str, QuantSpec],
-        target: tuple[str, QuantSpec] | None,
-    ) -> fx.Node:
+    def anchor(self, graph: fx.Graph, op: Op, value: fx.Node, source: Place, target: Place | None) -> fx.Node:
         """Return the output of a Linear or convolution, Relu included: codes, or float where `target` is None (the input is float, too)."""
 
-    def add(self, graph: fx.Graph, op: Op, values: tuple[fx.Node, ...], target: tuple[str, QuantSpec]) -> fx.Node:
+    def add(self, graph: fx.Graph, op: Op, values: tuple[fx.Node, ...], target: Place) -> fx.Node:
         """Return the sum as codes."""
 
 
@@ -85,14 +81,7 @@ class Kernels:
         """Return the float tensor."""
         return graph.call_method("dequantize", (value,))
 
-    def anchor(
-        self,
-        graph: fx.Graph,
-        op: Op,
-        value: fx.Node,
-        source: tuple[str, QuantSpec],
-        target: tuple[str, QuantSpec] | None,
-    ) -> fx.Node:
+    def anchor(self, graph: fx.Graph, op: Op, value: fx.Node, source: Place, target: Place | None) -> fx.Node:
         """Return the output of the kernel."""
         name = f"int8_{op.node}"
         node = self._nodes[op.node]
@@ -105,7 +94,7 @@ class Kernels:
         )
         return graph.call_module(name, (value,))
 
-    def add(self, graph: fx.Graph, op: Op, values: tuple[fx.Node, ...], target: tuple[str, QuantSpec]) -> fx.Node:
+    def add(self, graph: fx.Graph, op: Op, values: tuple[fx.Node, ...], target: Place) -> fx.Node:
         """Return the sum as a quantized tensor."""
         grid: Grid = self._ranges.grid(*target)
         kernel = torch.ops.quantized.add_relu if op.relu else torch.ops.quantized.add
@@ -171,7 +160,7 @@ class _Writer:
     def _output_of(self, node: fx.Node, op: Op) -> fx.Node:
         return next(iter(node.users)) if op.relu else node
 
-    def _grid_of(self, node: fx.Node, spec: QuantSpec) -> tuple[str, QuantSpec]:
+    def _grid_of(self, node: fx.Node, spec: QuantSpec) -> Place:
         origin = self._planned.coded.get(node.name)
         return (node.name, spec) if origin is None else (origin, self._specs[origin])
 

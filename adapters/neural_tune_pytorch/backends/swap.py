@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from neural_tune.errors import AdapterError, CapabilityError
 from neural_tune.numerics import qparams
-from neural_tune.values import FLOAT, DType, Granularity, Mode, Observer, OpConfig, QuantSpec, Role
+from neural_tune.values import FLOAT, DType, Granularity, Mode, Observer, OpConfig, QuantSpec
 
 _LOG = logging.getLogger(__name__)
 # x86 runs fbgemm for linear and onednn for convolutions, whichever is faster. Its bad name (7 bit by default) comes from observers, and ours are 8 bit where VNNI is there.
@@ -107,7 +107,7 @@ def choices(
     """Return (choices, extra) of a float module under an approach: choices best first and ending in FLOAT."""
     offered = {
         Mode.STATIC: _static(module, reduce_range, trained=approach == "qat"),
-        Mode.DYNAMIC: _dynamic(module),
+        Mode.DYNAMIC: _dynamic(module, reduce_range),
         Mode.WEIGHT_ONLY: _weight_only(module),
         Mode.CAST: (CAST,) if isinstance(module, ANCHORS) else (),
     }
@@ -125,11 +125,6 @@ def choices(
         else tuple(config for mode in offered for config in offered[mode] if config not in first)
     )
     return (*first, FLOAT), rest
-
-
-def role_of(module: nn.Module) -> Role:
-    """Return ANCHOR for what gains from int8 by itself."""
-    return Role.ANCHOR if isinstance(module, QUANTIZABLE) else Role.NEVER
 
 
 def refusal(module: nn.Module) -> str:
@@ -158,11 +153,11 @@ def _static(module: nn.Module, reduce_range: bool | None, *, trained: bool) -> t
     )
 
 
-def _dynamic(module: nn.Module) -> tuple[OpConfig, ...]:
-    activation = static_spec()
+def _dynamic(module: nn.Module, reduce_range: bool | None) -> tuple[OpConfig, ...]:
     if isinstance(module, nn.Linear):
-        return (OpConfig(mode=Mode.DYNAMIC, activation=activation, weight=WEIGHT),)
+        return (OpConfig(mode=Mode.DYNAMIC, activation=static_spec(reduce_range=reduce_range), weight=WEIGHT),)
     if isinstance(module, RECURRENT):
+        activation = static_spec()  # torch's recurrent kernels decide that themselves
         return (OpConfig(mode=Mode.DYNAMIC, activation=activation, weight=QuantSpec(dtype=DType.INT8, symmetric=True)),)
     return ()
 
@@ -317,7 +312,9 @@ def swapped(module: nn.Module, config: OpConfig) -> nn.Module:
         return _Bf16(module)
     with engine():
         if config.mode is Mode.DYNAMIC and isinstance(module, nn.Linear) and config.weight is not None:
-            return _dynamic_linear(module, config.weight)
+            return _dynamic_linear(
+                module, config.weight, reduce_range=config.activation is not None and config.activation.reduce_range
+            )
         if config.mode is Mode.DYNAMIC and isinstance(module, RECURRENT):
             return _dynamic_recurrent(module)
         if config.mode is Mode.WEIGHT_ONLY and config.weight is not None:
@@ -328,11 +325,11 @@ def swapped(module: nn.Module, config: OpConfig) -> nn.Module:
     raise CapabilityError(f"{type(module).__name__} has no form {config.describe()!r} in eager and FX mode")
 
 
-def _dynamic_linear(module: nn.Linear, spec: QuantSpec) -> nn.Module:
+def _dynamic_linear(module: nn.Linear, spec: QuantSpec, *, reduce_range: bool) -> nn.Module:
     weight = _codes(module.weight, weight_grid(module.weight, spec))
     inner = _library("torch.ao.nn.quantized").Linear(module.in_features, module.out_features)
     inner.set_weight_bias(weight, None if module.bias is None else module.bias.detach())
-    return _DynamicLinear(inner._packed_params, reduce_range=not has_vnni())  # noqa: SLF001
+    return _DynamicLinear(inner._packed_params, reduce_range=reduce_range)  # noqa: SLF001
 
 
 class _DynamicLinear(nn.Module):

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+# Lets the tests of this folder import torch_kits.
+sys.path.insert(0, str(Path(__file__).parent))
+
 
 @pytest.fixture(scope="session")
 def networks():

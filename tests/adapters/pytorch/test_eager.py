@@ -19,7 +19,7 @@ from torch.nn import functional  # noqa: E402
 
 from neural_tune_pytorch import model as models  # noqa: E402
 from neural_tune_pytorch.adapter import PyTorchAdapter  # noqa: E402
-from neural_tune_pytorch.backends import eager, swap  # noqa: E402
+from neural_tune_pytorch.backends import eager, eager_plan, swap  # noqa: E402
 from neural_tune_pytorch.backends.eager import EagerBackend  # noqa: E402
 from neural_tune_pytorch.backends.fx import FxBackend  # noqa: E402
 from neural_tune_pytorch.backends.swap import Grid  # noqa: E402
@@ -122,7 +122,7 @@ def test_a_norm_over_another_axis_than_the_features_of_a_linear_is_not_folded(ba
 def test_an_island_that_was_never_given_a_range_makes_none_up(chain, pictures):
     taken = captured(chain, pictures.numpy())
     statistics = EagerBackend().observe(taken, [(pictures,)])
-    planned = eager.plan(taken, preferred(taken), statistics)
+    planned = eager_plan.plan(taken, preferred(taken), statistics)
     (name, *_) = planned.fed
     weights = swap.weight_grid(taken.module.get_submodule(name).weight, swap.WEIGHT)
     island = eager.island(taken, planned, name, None, Grid(scale=1.0, zero=0), weights)

@@ -67,6 +67,7 @@ def _outputs(model, inputs, size=50):
         ("resnet8_cifar10", "static", True),
         ("dscnn_kws", "static", True),
         ("resnet20_cifar10", "static", False),
+        ("resnet8_cifar10", "dynamic", False),
         ("minilm_stsb", "static", False),
         ("minilm_stsb", "dynamic", False),
         ("minilm_stsb", "auto", False),
@@ -94,7 +95,10 @@ def test_fit_accepts_within_one_percent(builders, tmp_path, name, approach, comp
     )
     assert result.accepted, result.reason
     quantized = {op.name for op in result.ops if not op.is_float}
-    assert len(quantized) >= {"resnet8_cifar10": 10, "dscnn_kws": 10, "resnet20_cifar10": 20}.get(name, 30)
+    fewest = {"resnet8_cifar10": 10, "dscnn_kws": 10, "resnet20_cifar10": 20}.get(name, 30)
+    assert len(quantized) >= (
+        1 if approach == "dynamic" and not is_text else fewest
+    )  # of a convnet, the linear alone is dynamic
     if compiles:
         assert result.counts["int8_kernels"] == result.counts["int8_kernels_expected"] >= 10
     result.save(tmp_path / "saved")

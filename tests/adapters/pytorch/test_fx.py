@@ -266,7 +266,8 @@ def builders(shared_data):
 @pytest.mark.slow
 @pytest.mark.shared_data
 @pytest.mark.parametrize(
-    ("name", "backend"), [("resnet20_cifar10", "fx"), ("dscnn_kws", "fx"), ("resnet8_cifar10", "eager")]
+    ("name", "backend"),
+    [(name, backend) for name in ("resnet20_cifar10", "dscnn_kws", "resnet8_cifar10") for backend in ("fx", "eager")],
 )
 def test_fit_accepts_the_real_models(name, backend, shared_data, tmp_path):
     load_models = builders(shared_data)

@@ -2,69 +2,22 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from neural_tune.protocols import AdapterOptions
-from neural_tune.testing import AdapterConformance
+pytest.importorskip("torch", reason='needs pip install "neural-tune[pytorch]"')
 
-torch = pytest.importorskip("torch", reason='needs pip install "neural-tune[pytorch]"')
-
-from neural_tune_pytorch.adapter import PyTorchAdapter  # noqa: E402
+from torch_kits import Convolutions, TwoInputs
 
 
-class TestFxConvolutions(AdapterConformance):
-    @pytest.fixture
-    def adapter(self):
-        return PyTorchAdapter()
-
-    @pytest.fixture
-    def model(self, networks):
-        return networks.small()
-
-    @pytest.fixture
-    def calibration(self, networks):
-        return [{"x": batch} for batch in networks.images(batches=6)]
-
-    @pytest.fixture
-    def options(self, calibration):
-        return AdapterOptions(example=calibration[0], backend="fx")
-
-    @pytest.fixture
-    def float_outputs(self, networks, inputs):
-        """Torch itself, on another copy of the module."""
-        with torch.no_grad():
-            return (networks.small()(torch.from_numpy(inputs["x"])).numpy(),)
+class TestFxConvolutions(Convolutions):
+    backend = "fx"
 
 
-class TestFxTwoInputs(TestFxConvolutions):
-    """Two inputs by name, a dict of outputs, static and dynamic linears mixed."""
-
-    @pytest.fixture
-    def model(self, networks):
-        return networks.perceptron()
-
-    @pytest.fixture
-    def calibration(self):
-        generator = np.random.default_rng(3)
-        return [
-            {name: generator.normal(size=(4, 16)).astype(np.float32) for name in ("left", "right")} for _ in range(6)
-        ]
-
-    @pytest.fixture
-    def options(self, calibration):
-        return AdapterOptions(approach="auto", example=calibration[0], backend="fx")
-
-    @pytest.fixture
-    def float_outputs(self, networks, inputs):
-        with torch.no_grad():
-            outputs = networks.perceptron()(**{name: torch.from_numpy(array) for name, array in inputs.items()})
-        return tuple(value.numpy() for value in outputs.values())
+class TestFxTwoInputs(TwoInputs):
+    backend = "fx"
 
 
-class TestEager(TestFxConvolutions):
+class TestEager(Convolutions):
     """Islands of int8."""
 
-    @pytest.fixture
-    def options(self, calibration):
-        return AdapterOptions(example=calibration[0], backend="eager")
+    backend = "eager"

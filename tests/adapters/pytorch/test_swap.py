@@ -31,15 +31,17 @@ def linear():
     return nn.Linear(64, 16).eval()
 
 
-def test_a_dynamic_linear_is_exact_integer_arithmetic_over_all_eight_bits(linear):
+@pytest.mark.parametrize("reduce_range", [None, True])
+def test_a_dynamic_linear_is_exact_integer_arithmetic_over_all_eight_bits_or_seven_where_asked(linear, reduce_range):
     """One bit more than torch's own dynamic Linear, which reduces the range on every processor."""
     values = torch.randn(5, 3, 64, generator=torch.Generator().manual_seed(2))
-    found = swap.swapped(linear, config_of(linear, Mode.DYNAMIC))(values)
+    (config, *_), _ = swap.choices(linear, "dynamic", reduce_range=reduce_range)
+    found = swap.swapped(linear, config)(values)
     weight, array = linear.weight.detach().numpy().astype(np.float64), values.numpy().astype(np.float64)
     step = np.abs(weight).max(1, keepdims=True) / 127
     codes = np.round(weight / step)
     low, high = min(array.min(), 0.0), max(array.max(), 0.0)
-    levels = 255 if swap.has_vnni() else 127
+    levels = 127 if reduce_range or not swap.has_vnni() else 255
     scale = (high - low) / levels
     zero = np.round(-low / scale)
     inputs = np.clip(np.round(array / scale) + zero, 0, levels) - zero

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from torch import fx
-
+from neural_tune.calibration import Statistics
 from neural_tune.errors import AdapterError, CapabilityError
 from neural_tune.protocols import AdapterOptions, BuildReport, Toggles
-from neural_tune.values import Candidate, Capability, FrozenMap, LatencyProfile
+from neural_tune.values import FLOAT_CANDIDATE, Candidate, Capability, FrozenMap, LatencyProfile
 from neural_tune_pytorch import archive
 from neural_tune_pytorch.backend import Built, Feed, Source
 from neural_tune_pytorch.backends.pt2e import build as building
 from neural_tune_pytorch.backends.pt2e import capability, capture, lowering, observe, plan, save
+from neural_tune_pytorch.backends.pt2e import profile as profiling
 from neural_tune_pytorch.backends.pt2e.capture import Captured
 from neural_tune_pytorch.backends.pt2e.lowering import Compiled, Reference
 from neural_tune_pytorch.backends.pt2e.plan import Plan
+from neural_tune_pytorch.backends.pt2e.recent import Recent
 from neural_tune_pytorch.backends.pt2e.toggles import ToggleModel
-from neural_tune_pytorch.statistics import Statistics
+from neural_tune_pytorch.recipes import variants
 
 Runs: TypeAlias = Compiled | Reference
+_RECENT: Recent[Runs] = Recent(3)
 _UNCOMPILED = "compile=False: the Q/DQ graph runs node by node, which says nothing about speed"
 
 
@@ -61,12 +61,18 @@ class Pt2eBackend:
     ) -> Built:
         """Return the Q/DQ graph of a candidate; it is compiled when it is first called."""
         _refuse_bits(captured.options)
-        return built_of(captured, plan.plan(captured, candidate, statistics), threads)
+        return built_of(*variants.planned(captured, candidate, statistics), threads)
+
+    def simulate(
+        self, captured: Captured, candidate: Candidate, statistics: Statistics | None, threads: int | None
+    ) -> Built:
+        """Return the Q/DQ graph of a candidate, to be run node by node."""
+        return self.build(captured.uncompiled(), candidate, statistics, threads)
 
     def restore(self, artifact: Path, metadata: Mapping[str, Any], threads: int | None) -> Built:
         """Load a .pt2 file; one that was compiled in this process already is not compiled again."""
         calling, report = archive.calling_of(metadata), archive.report_of(metadata)
-        network = _network(artifact, metadata, threads)
+        network = _RECENT.get(hashlib.sha256(artifact.read_bytes()).hexdigest(), lambda: _network(artifact, metadata))
 
         def write(directory: Path) -> Path:
             return save.write(artifact.read_bytes(), directory)
@@ -89,9 +95,17 @@ class Pt2eBackend:
     def profile(
         self, captured: Captured, candidate: Candidate, statistics: Statistics | None, feed: Feed, threads: int
     ) -> LatencyProfile:
-        """Raise AdapterError: there is no profile, and the engine works without one."""
-        del captured, candidate, statistics, feed, threads
-        raise AdapterError("the pt2e backend has no latency profile: Inductor fuses ops beyond recognition")
+        """Return the times per op of float and full int8, from the code that Inductor generated for each.
+
+        Raises:
+            AdapterError: nothing is compiled (`options={"compile": False}`), or a network breaks.
+        """
+        floats = self.build(captured, FLOAT_CANDIDATE, None, threads).network
+        changed, planned = variants.planned(captured, candidate, statistics)
+        int8 = built_of(changed, planned, threads).network
+        if not (isinstance(floats, Compiled) and isinstance(int8, Compiled)):
+            raise AdapterError("compile=False: a graph that runs node by node has no latency worth a profile")
+        return profiling.profile((captured, floats), (changed, int8), planned, feed, threads)
 
 
 def built_of(captured: Captured, planned: Plan, threads: int | None) -> Built:
@@ -128,16 +142,15 @@ class _Building:
         )
 
     def _start(self) -> Runs:
-        """Return the network; the float one is compiled once per model and number of threads."""
+        """Return the network; the float one is the same for every build of a model."""
         captured = self._captured
         if not captured.compiles:
             return Reference(self._graph)
         if self._planned.configs:
             return Compiled(self._graph, pads=captured.has_free_rows)
-        key = ("float", self._threads)
-        if key not in captured.cache:
-            captured.cache[key] = Compiled(self._graph, pads=captured.has_free_rows)
-        return captured.cache[key]  # type: ignore[no-any-return]
+        if "float" not in captured.cache:
+            captured.cache["float"] = Compiled(self._graph, pads=captured.has_free_rows)
+        return captured.cache["float"]  # type: ignore[no-any-return]
 
     def _report(self) -> BuildReport:
         found = _counted(self._plain_report(), self._network, self._planned.kernels)
@@ -149,7 +162,7 @@ class _Building:
     def _plain_report(self) -> BuildReport:
         ops = plan.outcomes(self._captured, self._planned)
         counts = FrozenMap({"int8_kernels_expected": float(self._planned.kernels)})
-        return BuildReport(ops=ops, counts=counts)
+        return BuildReport(ops=ops, counts=counts, notes=self._captured.changes)
 
     def _content(self) -> bytes:
         captured = self._captured
@@ -174,43 +187,11 @@ class _Building:
         return self._content_size
 
 
-class _Recent:
-    """The last few compiled networks by content of their file, so that one artifact is compiled once however often it is loaded."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._kept: OrderedDict[tuple[str, int | None], Runs] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: tuple[str, int | None]) -> Runs | None:
-        """Return the network under `key`."""
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-            return self._kept.get(key)
-
-    def put(self, key: tuple[str, int | None], network: Runs) -> None:
-        """Keep a network; the one that was used longest ago goes."""
-        with self._lock:
-            self._kept[key] = network
-            while len(self._kept) > self._most:
-                self._kept.popitem(last=False)
-
-
-_RECENT = _Recent(3)
-
-
-def _network(artifact: Path, metadata: Mapping[str, Any], threads: int | None) -> Runs:
-    key = (hashlib.sha256(artifact.read_bytes()).hexdigest(), threads)
-    known = _RECENT.get(key)
-    if known is not None:
-        return known
-    graph: fx.GraphModule = save.read(artifact)
-    network: Runs = Reference(graph)
+def _network(artifact: Path, metadata: Mapping[str, Any]) -> Runs:
+    graph = save.read(artifact)
     if metadata.get("compile", True):
-        network = Compiled(graph, pads=bool(metadata.get("free_rows", False)))
-    _RECENT.put(key, network)
-    return network
+        return Compiled(graph, pads=bool(metadata.get("free_rows", False)))
+    return Reference(graph)
 
 
 def _counted(report: BuildReport, network: Runs, expected: int) -> BuildReport:

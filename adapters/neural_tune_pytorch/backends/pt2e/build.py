@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -34,11 +35,16 @@ def write(captured: Captured, planned: Plan) -> fx.GraphModule:
     for name, config in planned.stored.items():
         writer.stored(twins[name], config)
     graph.eliminate_dead_code()
-    tensors: dict[str, Any] = dict(writer.tensors)
+    # Placeholders and the output stay as they are, so every form of the model is called alike.
+    return with_tensors(captured.graph, graph, writer.tensors)
+
+
+def with_tensors(owner: nn.Module, graph: fx.Graph, added: Mapping[str, Tensor]) -> fx.GraphModule:
+    """Return `graph` as a module that holds what the graph reads: of `added`, and for everything else the very tensors of `owner`."""
+    tensors: dict[str, Any] = dict(added)
     for node in graph.nodes:
         if node.op == "get_attr" and str(node.target) not in tensors:
-            tensors[str(node.target)] = attribute(captured.graph, str(node.target))
-    # Placeholders and the output stay as they are, so every form of the model is called alike.
+            tensors[str(node.target)] = attribute(owner, str(node.target))
     return fx.GraphModule(_root(tensors), graph)
 
 

@@ -24,6 +24,7 @@ from neural_tune_pytorch.backends.pt2e import lowering, stored
 from neural_tune_pytorch.backends.pt2e.capture import Captured, attribute
 from neural_tune_pytorch.backends.pt2e.lowering import Probe
 from neural_tune_pytorch.backends.pt2e.ops import Op
+from neural_tune_pytorch.recipes import variants
 
 APPROACHES = ("static", "dynamic", "auto", "weight_only", "qat")
 # minmax keeps every value and is the best start on most nets; then by how much they clip.
@@ -51,6 +52,7 @@ def query(captured: Captured) -> Capability:
         instruction_set=instruction_set(),
         ops=ops,
         inputs=captured.calling.names,
+        recipes=variants.offered(captured),
         notes=(*captured.notes, *_notes(probe)),
     )
 

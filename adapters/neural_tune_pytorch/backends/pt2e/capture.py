@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from neural_tune.errors import CapabilityError
 from neural_tune.protocols import AdapterOptions
+from neural_tune.values import FrozenMap
 from neural_tune_pytorch import model as models
 from neural_tune_pytorch.backend import Feed, Source
 from neural_tune_pytorch.backends.pt2e.ops import Op, find_ops
@@ -46,6 +47,7 @@ class Captured:
         has_free_rows: Whether, besides, the rows of a batch do not see each other (tried on the example), so that a batch may be padded.
         options: What the configuration says.
         notes: Findings of the capture.
+        changes: What recipes did to the constants.
         cache: Quantized weights by name, and the compiled float network: results that depend on the float model only.
     """
 
@@ -57,12 +59,18 @@ class Captured:
     has_free_rows: bool
     options: AdapterOptions
     notes: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
     cache: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def compiles(self) -> bool:
         """Whether networks are compiled; `options={"compile": False}` runs the Q/DQ graph node by node instead."""
         return bool(self.options.extra.get("compile", True))
+
+    def uncompiled(self) -> Captured:
+        """Return the same model for networks that run node by node; what is cached is shared."""
+        extra = FrozenMap({**self.options.extra, "compile": False})
+        return replace(self, options=replace(self.options, extra=extra))
 
 
 def capture(source: Source, options: AdapterOptions) -> Captured:

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from torch import fx
 
+from neural_tune.calibration import Statistics
 from neural_tune.errors import AdapterError, CapabilityError
 from neural_tune.protocols import OpOutcome
 from neural_tune.values import Candidate, Granularity, Mode, OpConfig, QuantSpec, Role, TensorRange
@@ -18,7 +19,6 @@ from neural_tune_pytorch.backends.pt2e import codes, stored
 from neural_tune_pytorch.backends.pt2e.capture import Captured
 from neural_tune_pytorch.backends.pt2e.codes import Codes
 from neural_tune_pytorch.backends.pt2e.ops import ACTIVATIONS, ADDITIONS, CONVOLUTIONS, LINEAR, POOLS, Op
-from neural_tune_pytorch.statistics import Statistics
 
 STORED = (Mode.WEIGHT_ONLY, Mode.CAST)
 """Modes without an int8 kernel: what changes is how a weight is stored, or that the op is computed in bf16."""

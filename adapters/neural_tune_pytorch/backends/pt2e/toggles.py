@@ -6,12 +6,13 @@ built. So the toggle model of a subset and the Q/DQ graph of the same subset com
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from neural_tune.calibration import Statistics
 from neural_tune.errors import CapabilityError
 from neural_tune.protocols import Inputs, Outputs
 from neural_tune.values import Candidate, Mode, OpConfig
@@ -23,7 +24,7 @@ from neural_tune_pytorch.backends.pt2e.ops import weight_position
 from neural_tune_pytorch.backends.pt2e.plan import Plan, plan
 from neural_tune_pytorch.backends.pt2e.stored import weight_codes
 from neural_tune_pytorch.inputs import to_arrays, to_feed
-from neural_tune_pytorch.statistics import Statistics
+from neural_tune_pytorch.recipes import variants
 from neural_tune_pytorch.threads import threads as running_with
 
 
@@ -61,6 +62,19 @@ class WeightSwitch(nn.Module):
         return self.quantized if self.is_on else weight
 
 
+class BiasSwitch(nn.Module):
+    """Hands out the bias of an op (None where it has none), or the one that its rounded weight is corrected with."""
+
+    def __init__(self, corrected: Tensor) -> None:
+        super().__init__()
+        self.is_on = False
+        self.register_buffer("corrected", corrected, persistent=False)
+
+    def forward(self, bias: Tensor | None) -> Tensor | None:
+        """Return the bias as the switch stands."""
+        return self.corrected if self.is_on else bias
+
+
 class CastSwitch(nn.Module):
     """Computes a linear or convolution in float, or in bf16."""
 
@@ -87,14 +101,15 @@ class ToggleModel:
             AdapterError: a static op has no statistics.
             CapabilityError: the candidate asks for what is not lowered.
         """
-        self._captured = captured
         self._candidate = candidate
-        self._statistics = statistics
+        self._captured, self._statistics = variants.changed(captured, candidate, statistics)
         self._threads = threads
         self._plans: dict[frozenset[str], Plan] = {}
         self._edges: dict[tuple[str, int], EdgeSwitch] = {}
         self._weights: dict[str, WeightSwitch | CastSwitch] = {}
-        self._network = Reference(self._write(self._plan(frozenset(candidate.ops))))
+        self._biases: dict[str, BiasSwitch] = {}
+        full = self._plan(frozenset(candidate.ops))
+        self._network = Reference(self._write(full, variants.biases(self._captured, candidate, full, self._statistics)))
 
     def run(self, int8_ops: frozenset[str], inputs: Inputs) -> Outputs:
         """Return the outputs when exactly `int8_ops` are quantized.
@@ -108,6 +123,8 @@ class ToggleModel:
             switch.codes = planned.static.get(edge, planned.dynamic.get(edge))
         for node, weight in self._weights.items():
             weight.is_on = node in planned.weights or node in planned.stored
+        for node, bias in self._biases.items():
+            bias.is_on = node in planned.weights
         with running_with(self._threads):
             return to_arrays(self._network(*to_feed(inputs, self._captured.calling)))
 
@@ -122,8 +139,8 @@ class ToggleModel:
             self._plans[int8_ops] = plan(self._captured, Candidate.of(kept, self._candidate.ranges), self._statistics)
         return self._plans[int8_ops]
 
-    def _write(self, full: Plan) -> fx.GraphModule:
-        """Return the float graph with a switch on every edge and weight of the full plan.
+    def _write(self, full: Plan, corrected: Mapping[str, Tensor]) -> fx.GraphModule:
+        """Return the float graph with a switch on every edge and weight of the full plan, and on every bias that a recipe corrects.
 
         A subset never has an edge that the full plan lacks: pools carry codes only where all their readers do.
         """
@@ -150,6 +167,10 @@ class ToggleModel:
             switch_of_weight = self._weights[name] = WeightSwitch(quantized)
             root.add_module(f"weight{number}", switch_of_weight)
             _insert(graph, twins[name], 1, f"weight{number}")
+        for number, (name, values) in enumerate(corrected.items()):
+            bias_switch = self._biases[name] = BiasSwitch(values)
+            root.add_module(f"bias{number}", bias_switch)
+            _insert(graph, twins[name], 2, f"bias{number}")
         for number, (name, config) in enumerate(full.stored.items()):
             root.add_module(f"stored{number}", self._store(graph, twins[name], name, config, f"stored{number}"))
         return fx.GraphModule(root, graph)
@@ -172,9 +193,10 @@ class ToggleModel:
 
 
 def _insert(graph: fx.Graph, node: fx.Node, position: int, module: str) -> None:
+    arguments = [*node.args, *(None,) * (position + 1 - len(node.args))]
     with graph.inserting_before(node):
-        switched = graph.call_module(module, (node.args[position],))
-    node.update_arg(position, switched)
+        arguments[position] = graph.call_module(module, (arguments[position],))
+    node.args = tuple(arguments)
 
 
 def _attribute(module: nn.Module, path: str) -> object:
