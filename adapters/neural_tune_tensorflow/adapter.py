@@ -66,8 +66,8 @@ class TensorFlowAdapter:
         name = "litert" if is_lite and options.backend == "default" else name
         if name == "onnx":
             message = (
-                "backend 'onnx': not offered. tf2onnx 1.17 does not convert the Erfc of Keras' exact Gelu and does not know Keras 3; "
-                "export the model with keras' model.export(..., format='onnx') and tune that file"
+                "backend 'onnx': not offered, adapters do not run each other's models; write the model with "
+                "neural_tune_tensorflow.onnx_export.to_onnx(model, path) and tune that file"
             )
             raise CapabilityError(message)
         chosen = _backend(name)

@@ -8,7 +8,7 @@ model. Each of them is the backend's own; the hold and the built model say whose
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,24 +38,8 @@ class Port:
     shape: tuple[int | None, ...] | None
 
 
-class Hold(Protocol):
-    """A backend's hold on a float model."""
-
-    @property
-    def backend(self) -> str:
-        """Name of the backend it belongs to."""
-
-    @property
-    def inputs(self) -> tuple[Port, ...]:
-        """What the model takes."""
-
-    @property
-    def outputs(self) -> tuple[Port, ...]:
-        """What it gives."""
-
-
 class Ranges(Protocol):
-    """Where the range of a tensor comes from: calibration (`statistics.Statistics`) or training (`statistics.FixedRanges`)."""
+    """Where the range of a tensor comes from: calibration (`neural_tune.calibration.Statistics`) or training (`fixed_ranges.FixedRanges`)."""
 
     def range_of(
         self, tensor: str, observer: Observer, percentile: float | None = None, *, symmetric: bool, levels: int
@@ -76,7 +60,6 @@ class Built:
         size: Bytes on disk once saved (a callable, because counting them may cost as much as saving).
         write: Writes the artifact below a folder and returns its path.
         report: What became of every op.
-        payload: Whatever else the backend keeps.
     """
 
     backend: str
@@ -87,7 +70,6 @@ class Built:
     write: Callable[[Path], Path]
     report: BuildReport
     structure: str = "single"
-    payload: Any = field(default=None, repr=False)
 
 
 class Backend(Protocol):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from neural_tune.calibration import Collector, Statistics
 from neural_tune.errors import AdapterError
 from neural_tune.protocols import Array, Inputs
 from neural_tune_tensorflow.backend import Port
 from neural_tune_tensorflow.inputs import check_numbers, to_feed
 from neural_tune_tensorflow.model import OnednnModel
 from neural_tune_tensorflow.session import FixedSession
-from neural_tune_tensorflow.statistics import Collector, Statistics
 
 # Bytes of activations that one run may hand out.
 MEMORY_BUDGET = 1 << 28
@@ -26,15 +26,15 @@ def collect(model: OnednnModel, batches: Iterable[Inputs], memory_budget: int = 
     """
     observed = model.observed() or tuple(port.tensor for port in model.outputs)
     floats = [name for name in observed if model.graph.dtypes[name].is_floating]
-    collector = Collector(floats)
+    collector = Collector()
     runner = _Runner(FixedSession(model.float_def, None), model.inputs, tuple(floats), memory_budget)
-    read = 0
     for read, batch in enumerate(batches, start=1):
         feed = to_feed(batch, model.inputs)
         check_numbers(feed, f"calibration batch {read}")
         for name, values in runner.activations(feed):
-            collector.fold(name, values, read)
-    return collector.result(read)
+            collector.see(name, values)
+        collector.end_batch()
+    return collector.statistics()
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """The canonical form of a float model: what calibration looks at, what candidates are rewritten from, and the honest float baseline.
 
 Identities and constants are gone, products with a constant side are Conv2D, DepthwiseConv2dNative or MatMul with one BiasAdd,
-batch norms are folded into them, and pads are merged. Every pass walks the graph once; the outputs equal the original's up to
+batch norms are folded into them, pads are merged, and dilated convolutions are one op. Every pass walks the graph once; the outputs equal the original's up to
 rounding.
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 from neural_tune_tensorflow.backend import Port
 from neural_tune_tensorflow.graph import Graph
 from neural_tune_tensorflow.passes.affine import fold_affine
+from neural_tune_tensorflow.passes.dilation import contract_dilations
 from neural_tune_tensorflow.passes.fold import fold_constants
 from neural_tune_tensorflow.passes.padding import merge_pads
 from neural_tune_tensorflow.passes.products import lower_products
@@ -34,6 +35,7 @@ def canonical(graph_def: Any, inputs: tuple[Port, ...], outputs: tuple[Port, ...
     simplify_moves(graph)
     graph.infer()
     lower_products(graph)
+    contract_dilations(graph)
     graph.infer()
     simplify_moves(graph)
     graph.infer()

@@ -20,6 +20,8 @@ from neural_tune.values import (
 )
 from neural_tune_tensorflow import kernels
 from neural_tune_tensorflow.model import OnednnModel
+from neural_tune_tensorflow.passes.products import BATCHED
+from neural_tune_tensorflow.rewrite.casts import CAST
 from neural_tune_tensorflow.rewrite.plan import SUM_FUSION
 from neural_tune_tensorflow.rewrite.units import CARRIERS, Unit
 from neural_tune_tensorflow.runtime import VERSION
@@ -67,14 +69,16 @@ def check(name: str, config: OpConfig) -> None:
     """
     activation, weight = config.activation, config.weight
     why = ""
-    if config.mode is not Mode.STATIC or activation is None or weight is None:
-        why = "the onednn backend runs static int8 (activation and weight)"
+    if config.mode is Mode.CAST:
+        why = kernels.why_no_bf16() if config == CAST else "a cast is to bf16, activation and weight alike"
+    elif config.mode is not Mode.STATIC or activation is None or weight is None:
+        why = "the onednn backend runs static int8 and bf16 (activation and weight)"
     elif weight.dtype is not DType.INT8 or not weight.symmetric or weight.granularity is Granularity.PER_GROUP:
         why = "weights are int8, symmetric, per_channel or per_tensor"
     elif weight.observer is not Observer.MINMAX:
         why = "the range of a weight is its minimum and maximum"
     elif activation.dtype not in (DType.INT8, DType.UINT8) or not activation.symmetric:
-        why = "activations are int8 or uint8 with zero point 0"
+        why = "activations are int8 or uint8 with zero point 0 (matrix products alone would take another, and share tensors with convolutions and pooling)"
     elif activation.granularity is not Granularity.PER_TENSOR or activation.reduce_range or weight.reduce_range:
         why = "activations are quantized per_tensor over the full range"
     if why:
@@ -112,8 +116,19 @@ def _op(model: OnednnModel, node: Any) -> OpCapability:
         return OpCapability(role=Role.PASS_THROUGH, choices=(FLOAT,), why=f"part of {owner!r}", **plain)
     if node.op in CARRIERS:
         return OpCapability(role=Role.PASS_THROUGH, choices=(FLOAT,), why="follows its neighbours", **plain)
-    why = model.units.refused.get(node.name) or _WHY.get(node.op) or f"{node.op}: no int8 kernel in stock TensorFlow"
+    why = (
+        model.units.refused.get(node.name)
+        or _many_matrices(model, node)
+        or _WHY.get(node.op)
+        or f"{node.op}: no int8 kernel in stock TensorFlow"
+    )
     return OpCapability(role=Role.NEVER, choices=(FLOAT,), why=why, **plain)
+
+
+def _many_matrices(model: OnednnModel, node: Any) -> str:
+    """Return why a batched product with a constant was not lowered to a product of matrices; "" for any other op."""
+    weight = model.graph.value(node.input[1]) if node.op in BATCHED else None
+    return "" if weight is None else "one matrix per member of the batch: the int8 kernel multiplies by one"
 
 
 def _unit_why(model: OnednnModel, unit: Unit) -> str:
@@ -124,10 +139,11 @@ def _unit_why(model: OnednnModel, unit: Unit) -> str:
 
 
 def _choices(model: OnednnModel, unit: Unit) -> tuple[tuple[OpConfig, ...], tuple[OpConfig, ...]]:
-    """Return what a search tries (per_channel weights with every observer, then per_tensor), and the rest."""
+    """Return what a search tries (per_channel weights with every observer, then per_tensor), and the rest: bf16 only where a rule asks for it."""
     every = [
         OpConfig(mode=Mode.STATIC, activation=spec_of(model, unit, observer), weight=_WEIGHT[granularity])
         for granularity, observer in product((Granularity.PER_CHANNEL, Granularity.PER_TENSOR), OBSERVERS)
     ]
     preferred = tuple(every[: len(OBSERVERS) + 1])
-    return preferred, tuple(every[len(OBSERVERS) + 1 :])
+    casts = () if kernels.why_no_bf16() else (CAST,)
+    return preferred, (*every[len(OBSERVERS) + 1 :], *casts)

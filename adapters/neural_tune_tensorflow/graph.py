@@ -21,7 +21,6 @@ Shape = tuple[int | None, ...]
 ALIASES = frozenset({"Identity", "StopGradient", "PreventGradient", "CheckNumerics", "Snapshot"})
 # Constants up to this many elements may be shapes, axes or paddings, which inference reads.
 _SMALL = 64
-SOURCES = frozenset({"Placeholder", "PlaceholderWithDefault", "Const"})
 
 
 def ref(tensor: str) -> str:

@@ -45,7 +45,7 @@ def try_in_child(graph_def: Any, what: str) -> None:
     """Run a graph once on zeros in a child process.
 
     Raises:
-        AdapterError: the child died or did not come to an end; the message says how.
+        AdapterError: the child died, failed or did not come to an end; the message says how.
     """
     with tempfile.TemporaryDirectory(prefix="neural_tune-guard-") as folder:
         path = Path(folder) / "graph.pb"
@@ -57,11 +57,19 @@ def try_in_child(graph_def: Any, what: str) -> None:
             )
         except subprocess.TimeoutExpired as error:
             raise AdapterError(f"{what}: a trial in a child process took more than {_SECONDS:.0f} s") from error
-    if done.returncode < 0:
-        reason = next((line for line in done.stderr.splitlines() if "Check failed" in line or line.startswith("F")), "")
-        raise AdapterError(
-            f"{what}: TensorFlow ended the child process with signal {-done.returncode}. {reason[-300:]}"
-        )
+    if done.returncode:
+        raise AdapterError(f"{what}: {_verdict(done.returncode, done.stderr.splitlines())}")
+
+
+def _verdict(code: int, said: list[str]) -> str:
+    """Return what became of a child that did not end in an orderly way; only exit code 0 shows that a graph is safe."""
+    if code < 0:
+        reason = next((line for line in said if "Check failed" in line or line.startswith("F")), "")
+        return f"TensorFlow ended the child process with signal {-code}. {reason[-300:]}"
+    reason = next((line for line in reversed(said) if line.strip()), "it said nothing")
+    return (
+        f"it is not known to be safe, for the child process that tried it ended with exit code {code}: {reason[-300:]}"
+    )
 
 
 def _nodes(graph_def: Any) -> Iterator[Any]:
@@ -91,7 +99,7 @@ def _run(path: Path) -> None:
     try:
         with tf.compat.v1.Session(graph=graph) as session:
             session.run([f"{name}:0" for name in source.sinks(graph_def)], feeds)
-    except (tf.errors.OpError, ValueError):
+    except (tf.errors.OpError, ValueError, TypeError):
         return
 
 

@@ -42,16 +42,44 @@ def missing() -> dict[str, str]:
 
 
 @cache
+def why_no_bf16() -> str:
+    """Return why products are not computed in bfloat16 here; "" where they are.
+
+    TensorFlow runs bfloat16 on every processor, if need be by way of float32, which only costs time. So the processor must have the instructions, and a
+    trial must end up in a oneDNN kernel.
+    """
+    if not _flags() & {"amx_bf16", "avx512_bf16"}:
+        return f"bf16: this processor ({instruction_set()}) has no instructions for it (amx_bf16, avx512_bf16)"
+    half = tf.bfloat16.as_numpy_dtype
+    graph = Graph({}, ["y"], ["x"])
+    graph.add("Placeholder", "x", [], dtype=tf.bfloat16)
+    graph.constant("w", np.ones((64, 32), half), tf.bfloat16)
+    graph.add("MatMul", "y", ["x", "w"], T=tf.bfloat16, transpose_a=False, transpose_b=False)
+    metadata = FixedSession(graph.graph_def(), threads=1).trace({"x": np.ones((8, 64), half)}, ["y"])
+    ran = [item.timeline_label for device in metadata.step_stats.dev_stats for item in device.node_stats]
+    if any(" = _Mkl" in label for label in ran):
+        return ""
+    return f"bf16: this TensorFlow ({tf.__version__}) has no oneDNN kernel for it (TF_ENABLE_ONEDNN_OPTS=0?)"
+
+
+@cache
 def instruction_set() -> str:
     """Return what decides the fast kernels, such as "x86 avx512_vnni"."""
-    try:
-        flags = next(
-            line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")
-        ).split()
-    except (OSError, StopIteration):
+    flags = _flags()
+    if not flags:
         return "unknown"
     known = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512bw", "avx2")
     return next((f"x86 {name}" for name in known if name in flags), "x86")
+
+
+@cache
+def _flags() -> frozenset[str]:
+    """Return the features of the processor; empty where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
 
 
 def _is_registered(op: str) -> bool:

@@ -45,7 +45,7 @@ def profile(model: OnednnModel, plan: Plan, floats: Built, int8: Built, inputs: 
     float_ms, _, _ = _attribute(model, None, scaled[0])
     int8_ms, enter, leave = _attribute(model, plan, scaled[1])
     fused = {name for unit in plan.configs for name in model.units.by_name[unit].nodes}
-    quantized = {*plan.configs, *plan.carried, *fused}
+    quantized = {*plan.configs, *plan.casts, *plan.carried, *fused}
     # A product hands out float by itself; every other border that was not seen costs what a value costs on average.
     per_element = _rate(model, enter)
     borders = {tensor: enter.get(tensor, per_element * _elements(model, tensor)) for tensor in model.observed()}

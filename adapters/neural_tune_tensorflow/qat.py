@@ -18,9 +18,9 @@ from neural_tune.values import Candidate, Observer
 from neural_tune_tensorflow import qat_plan
 from neural_tune_tensorflow.backend import Built
 from neural_tune_tensorflow.backends import onednn
+from neural_tune_tensorflow.fixed_ranges import FixedRanges
 from neural_tune_tensorflow.qat_layers import Grid, RangeKind, Sign, TensorRange
 from neural_tune_tensorflow.qat_plan import Coded
-from neural_tune_tensorflow.statistics import FixedRanges
 
 _LOG = logging.getLogger(__name__)
 Deploy = Callable[[Any, Mapping[str, tuple[float, float]], int | None], Built]
@@ -97,14 +97,16 @@ def training(hold: Any, candidate: Candidate, statistics: Any | None, kind: Rang
     qat_plan.check_model(source)
     scopes = qat_plan.scopes_of(source)
     left = qat_plan.untrainable_ops(source, scopes, candidate)
+    # What calibration saw as infinite (a mask) has no range to train either.
+    infinite: frozenset[str] = getattr(statistics, "infinite", frozenset())
     while True:
         chosen = qat_plan.without(candidate, left)
         if chosen.is_float:
             message = f"no op of the candidate can be trained: {'; '.join(sorted(set(left.values()))[:3])}"
             raise CapabilityError(message)
-        coded = codes_of(hold, chosen)
+        coded = codes_of(hold, chosen, infinite)
         # What becomes float may leave others without a place for their codes.
-        hidden = qat_plan.hidden_codes(source, scopes, coded)
+        hidden = {**coded.refused, **qat_plan.hidden_codes(source, scopes, coded)}
         if not hidden:
             break
         left.update(hidden)
@@ -119,14 +121,14 @@ def training(hold: Any, candidate: Candidate, statistics: Any | None, kind: Rang
 
     def deploy(model: Any, found: Mapping[str, tuple[float, float]], threads: int | None) -> Built:
         everywhere = {tensor: found[root] for tensor, root in coded.roots.items()}
-        return _explained(onednn.deploy(hold, model, chosen, FixedRanges(everywhere), threads), left)
+        return _explained(onednn.deploy(hold, model, chosen, FixedRanges(everywhere, infinite), threads), left)
 
     return KerasTraining(source, trainee, ranges, left, deploy)
 
 
-def codes_of(hold: Any, candidate: Candidate) -> Coded:
-    """Return which tensors are codes in the int8 graph of `candidate`, and which of them share a range."""
-    probe = _Probe(hold.units.never_negative)
+def codes_of(hold: Any, candidate: Candidate, infinite: frozenset[str] = frozenset()) -> Coded:
+    """Return which tensors are codes in the int8 graph of `candidate`, and which of them share a range; those of `infinite` have none."""
+    probe = _Probe(hold.units.never_negative, infinite)
     planned = onednn.planned_of(hold, candidate, probe)
     roots: dict[str, str] = {}
     by_bound: dict[float, str] = {}
@@ -142,13 +144,15 @@ def codes_of(hold: Any, candidate: Candidate) -> Coded:
         written=dict(planned.written),
         bare=frozenset(name for name in planned.configs if hold.units.by_name[name].activation is None),
         sources={name: hold.units.by_name[name].source for name in planned.configs},
+        refused=planned.refused,
     )
 
 
 class _Probe:
     """Ranges in which every tensor has a bound of its own, so that tensors that share a range are seen to."""
 
-    def __init__(self, unsigned: Collection[str]) -> None:
+    def __init__(self, unsigned: Collection[str], infinite: frozenset[str]) -> None:
+        self.infinite = infinite
         self._unsigned = unsigned
         self._numbers: dict[str, int] = {}
 

@@ -20,7 +20,7 @@ from neural_tune_tensorflow.runtime import tf  # isort: skip - tensorflow has to
 import keras
 
 from neural_tune.errors import CapabilityError
-from neural_tune.values import FLOAT, Candidate, DType, Granularity, OpConfig
+from neural_tune.values import FLOAT, Candidate, DType, Granularity, Mode, OpConfig
 from neural_tune_tensorflow.qat_layers import FakeQuant, Grid, RangeKind, TensorRange, WeightGrid
 from neural_tune_tensorflow.source import from_keras
 
@@ -138,9 +138,11 @@ def untrainable_ops(model: Any, scopes: Scopes, candidate: Candidate) -> dict[st
     """Return the ops of `candidate` that cannot be trained here, each with the reason."""
     layers = dict(_walk(model))
     left = {}
-    for name in candidate.ops:
+    for name, config in candidate.ops.items():
         layer = scopes.owner(name)
-        if not layer:
+        if config.mode is Mode.CAST:
+            left[name] = "qat: bf16 needs no training"
+        elif not layer:
             left[name] = "qat: no layer of the Keras model owns it"
         elif scopes.calls[layer] > 1:
             left[name] = (
@@ -168,6 +170,7 @@ class Coded:
         written: Tensor that an int8 op writes -> the op.
         sources: Op -> the tensor it reads.
         bare: Ops that no activation is fused into.
+        refused: Op -> why it stays float in that graph.
     """
 
     roots: Mapping[str, str]
@@ -176,6 +179,7 @@ class Coded:
     written: Mapping[str, str]
     sources: Mapping[str, str]
     bare: frozenset[str]
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 def hidden_codes(model: Any, scopes: Scopes, coded: Coded) -> dict[str, str]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
+from neural_tune.calibration import Statistics
 from neural_tune.protocols import ObservedTensor
 from neural_tune_tensorflow.model import OnednnModel
 from neural_tune_tensorflow.rewrite.plan import Code, Plan
-from neural_tune_tensorflow.statistics import Statistics
-
-# More bins than this cannot be told apart on a page.
-_BINS = 160
 
 
 def observed(model: OnednnModel, plan: Plan, statistics: Statistics) -> tuple[ObservedTensor, ...]:
@@ -18,18 +15,9 @@ def observed(model: OnednnModel, plan: Plan, statistics: Statistics) -> tuple[Ob
 
 
 def _entry(model: OnednnModel, plan: Plan, tensor: str, statistics: Statistics) -> ObservedTensor:
-    seen = statistics.of(tensor)
-    histogram = seen.histogram.at_most(_BINS)
     code: Code = plan.codes[tensor]
-    return ObservedTensor(
-        tensor=tensor,
-        ops=tuple(name for name in plan.configs if model.units.by_name[name].source == tensor),
-        observer=code.observer.value,
-        low=code.low,
-        high=code.high,
-        minimum=seen.minimum,
-        maximum=seen.maximum,
-        start=histogram.start * histogram.width,
-        width=histogram.width,
-        counts=tuple(int(count) for count in histogram.counts),
+    readers = tuple(name for name in plan.configs if model.units.by_name[name].source == tensor)
+    observer = code.observer.value
+    return ObservedTensor.of(
+        tensor, statistics.of(tensor), ops=readers, observer=observer, low=code.low, high=code.high
     )

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from networks import NETWORKS
+from timing import interleaved
 
 from neural_tune.protocols import AdapterOptions
 from neural_tune.space import TuningSpace
@@ -48,25 +48,14 @@ def measure(name: str, approach: str, threads: int, seconds: float) -> str:
         (found - found.mean(axis=0)) - (reference - reference.mean(axis=0)),
     )
     quality = 10.0 * np.log10((signal**2).sum() / max((noise**2).sum(), 1e-30))
-    times = _interleaved(runs, seconds)
-    median = {label: float(np.median(values)) * 1e3 for label, values in times.items()}
+    times = interleaved(runs, seconds)
+    median = {label: float(np.median(values)) for label, values in times.items()}
     ratio = median["TensorFlow float"] / median[approach]
     bar = BARS.get((name, approach)) if threads == 1 else None
     verdict = "" if bar is None else f" (bar {bar}: {'met' if ratio >= bar else 'MISSED'})"
     size = built["LiteRT float"].size() / built[approach].size()
     parts = ", ".join(f"{label} {value:.1f} ms" for label, value in median.items())
     return f"{name} {threads} thread(s): {parts} = {ratio:.2f}x{verdict}, size {size:.2f}x, SQNR {quality:.1f} dB"
-
-
-def _interleaved(runs: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {label: [] for label in runs}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or min(len(item) for item in times.values()) < 7:
-        for label, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[label].append(time.perf_counter() - start)
-    return times
 
 
 def main() -> None:

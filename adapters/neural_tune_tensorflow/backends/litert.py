@@ -19,16 +19,16 @@ from typing import Any
 
 from ai_edge_litert.tools import flatbuffer_utils
 
+from neural_tune import calibration
+from neural_tune.calibration import Statistics
 from neural_tune.errors import AdapterError, CapabilityError
 from neural_tune.protocols import AdapterOptions, BuildReport, Inputs
 from neural_tune.values import Candidate, Capability
-from neural_tune_tensorflow import statistics
 from neural_tune_tensorflow.backend import Built, Port
 from neural_tune_tensorflow.backends import litert_build, litert_calibrate, litert_kernels, litert_model
 from neural_tune_tensorflow.backends.litert_model import LiteModel
 from neural_tune_tensorflow.backends.litert_runtime import LiteSession
 from neural_tune_tensorflow.backends.litert_toggles import LiteToggles
-from neural_tune_tensorflow.statistics import Statistics
 
 _LOG = logging.getLogger(__name__)
 NAME = "litert"
@@ -106,7 +106,7 @@ class LitertBackend:
 
     def load_statistics(self, hold: LiteHold, directory: Path) -> Statistics | None:
         """Return what `calibrate` wrote below `directory` for this model; None if it is not there or incomplete."""
-        return statistics.load(directory, key=hold.model.fingerprint())
+        return calibration.load(directory, key=hold.model.fingerprint())
 
     def build(self, hold: LiteHold, candidate: Candidate, found: Statistics | None, threads: int | None) -> Built:
         """Return `candidate` in an interpreter, its report read from the written file."""
@@ -203,7 +203,6 @@ def _built(content: bytes, threads: int | None, report: BuildReport, structure: 
         write=write,
         report=report,
         structure=structure or _structure(session.outputs),
-        payload=session,
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from ai_edge_quantizer import quantizer
 
+from neural_tune.calibration import Statistics
 from neural_tune.errors import AdapterError, CapabilityError
 from neural_tune.protocols import OpOutcome
 from neural_tune.values import Candidate, Capability, DType, Granularity, Mode, Observer, OpConfig, QuantSpec, Role
@@ -24,7 +25,6 @@ from neural_tune.values.insight import Int8Regions
 from neural_tune_tensorflow.backends import litert_kernels, litert_model
 from neural_tune_tensorflow.backends.litert_kernels import Kernel
 from neural_tune_tensorflow.backends.litert_model import INSERTED, LiteModel, LiteOp
-from neural_tune_tensorflow.statistics import Statistics
 
 _ALGORITHM = "min_max_uniform_quantize"
 _CARRIED = OpConfig(mode=Mode.STATIC, activation=QuantSpec(dtype=DType.INT8, symmetric=False))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from neural_tune import calibration
+from neural_tune.calibration import Collector, Statistics
 from neural_tune.protocols import Inputs
-from neural_tune_tensorflow import statistics
 from neural_tune_tensorflow.backends import litert_model
 from neural_tune_tensorflow.backends.litert_model import LiteModel
 from neural_tune_tensorflow.backends.litert_runtime import LiteSession
 from neural_tune_tensorflow.inputs import check_numbers, to_feed
-from neural_tune_tensorflow.statistics import Statistics
 
 
 def calibrate(model: LiteModel, batches: Iterable[Inputs], directory: Path) -> Statistics:
@@ -22,16 +22,15 @@ def calibrate(model: LiteModel, batches: Iterable[Inputs], directory: Path) -> S
     """
     session = LiteSession(model.content, keep_all=True)
     indices = _indices(model)
-    collector = statistics.Collector(indices)
-    count = 0
-    for batch in batches:
-        count += 1
+    collector = Collector()
+    for number, batch in enumerate(batches, start=1):
         feed = to_feed(batch, model.inputs)
-        check_numbers(feed, f"calibration batch {count}")
+        check_numbers(feed, f"calibration batch {number}")
         for name, values in zip(indices, session.watch(feed, list(indices.values())), strict=True):
-            collector.fold(name, values, count)
-    found = collector.result(count)
-    statistics.save(found, directory, key=model.fingerprint())
+            collector.see(name, values)
+        collector.end_batch()
+    found = collector.statistics()
+    calibration.save(found, directory, key=model.fingerprint())
     return found
 
 

@@ -6,14 +6,16 @@ fused ops are written into the graph here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from neural_tune import calibration
+from neural_tune.calibration import Statistics
 from neural_tune.errors import AdapterError, CapabilityError
 from neural_tune.protocols import AdapterOptions, BuildReport, Inputs, ObservedTensor, OpOutcome
-from neural_tune.values import Candidate, Capability, DType, FrozenMap, LatencyProfile, QuantSpec
-from neural_tune_tensorflow import calibrate, capability, guard, profile, ranges, save, source, statistics
+from neural_tune.values import Candidate, Capability, FrozenMap, LatencyProfile
+from neural_tune_tensorflow import calibrate, capability, guard, profile, ranges, save, source
 from neural_tune_tensorflow.backend import Built, Port, Ranges
 from neural_tune_tensorflow.graph import Graph
 from neural_tune_tensorflow.model import OnednnModel, hold, renamed
@@ -54,21 +56,22 @@ class OnednnBackend:
         """Return what can be quantized."""
         return capability.query(hold)
 
-    def calibrate(self, hold: OnednnModel, batches: Iterable[Inputs], directory: Path) -> statistics.Statistics:
+    def calibrate(self, hold: OnednnModel, batches: Iterable[Inputs], directory: Path) -> Statistics:
         """Read `batches` once and return the statistics of every tensor that a candidate may quantize."""
         found = calibrate.collect(hold, batches)
-        statistics.save(found, directory, key=hold.digest)
+        calibration.save(found, directory, key=hold.digest)
         return found
 
-    def load_statistics(self, hold: OnednnModel, directory: Path) -> statistics.Statistics | None:
+    def load_statistics(self, hold: OnednnModel, directory: Path) -> Statistics | None:
         """Return what `calibrate` wrote below `directory` for this model; None if it is not there or incomplete."""
-        return statistics.load(directory, key=hold.digest)
+        return calibration.load(directory, key=hold.digest)
 
     def build(self, hold: OnednnModel, candidate: Candidate, statistics: Ranges | None, threads: int | None) -> Built:
         """Return `candidate` as a ready session."""
         planned = planned_of(hold, candidate, statistics)
-        graph = emit(hold.graph, hold.units, planned, hold.store) if planned.configs else hold.graph
-        graph_def = graph.graph_def() if planned.configs else hold.float_def
+        is_float = not planned.configs and not planned.casts
+        graph = hold.graph if is_float else emit(hold.graph, hold.units, planned, hold.store)
+        graph_def = hold.float_def if is_float else graph.graph_def()
         guard.check(graph_def, "the candidate")
         outputs = renamed(hold.outputs, graph.outputs)
         return _built(hold, graph, graph_def, outputs, outcomes.report(hold, planned, graph), threads)
@@ -79,9 +82,7 @@ class OnednnBackend:
         """Return one session in which any subset of the ops of `candidate` can be switched to int8."""
         return ToggleModel(hold, planned_of(hold, candidate, statistics), threads)
 
-    def ranges(
-        self, hold: OnednnModel, candidate: Candidate, statistics: statistics.Statistics
-    ) -> tuple[ObservedTensor, ...]:
+    def ranges(self, hold: OnednnModel, candidate: Candidate, statistics: Statistics) -> tuple[ObservedTensor, ...]:
         """Return every activation tensor that `candidate` quantizes, with what calibration saw of it."""
         return ranges.observed(hold, planned_of(hold, candidate, statistics), statistics)
 
@@ -120,18 +121,6 @@ def planned_of(model: OnednnModel, candidate: Candidate, ranges: Ranges | None) 
 def rewrite(model: OnednnModel, candidate: Candidate, ranges: Ranges | None) -> Graph:
     """Return the graph of a candidate, without a session."""
     return emit(model.graph, model.units, planned_of(model, candidate, ranges), model.store)
-
-
-def quantized_tensors(model: OnednnModel, candidate: Candidate) -> Mapping[str, QuantSpec]:
-    """Return the tensors that carry codes in a candidate, each with the spec of its codes.
-
-    Tensors that share a range (a MaxPool's input and output) are all listed.
-    """
-    planned = planned_of(model, candidate, _Unknown(model))
-    return {
-        tensor: QuantSpec(dtype=DType.INT8 if code.is_signed else DType.UINT8, observer=code.observer)
-        for tensor, code in planned.codes.items()
-    }
 
 
 def deploy(model: OnednnModel, trained: Any, candidate: Candidate, ranges: Ranges, threads: int | None) -> Built:
@@ -204,7 +193,6 @@ def _runnable(
         write=lambda folder: save.write_pb(graph_def, folder) if is_pb else save.write_saved_model(message(), folder),
         report=report,
         structure=shape.structure,
-        payload=graph_def,
     )
 
 
@@ -215,14 +203,3 @@ def _is_inferable(graph: Graph, inputs: tuple[Port, ...], outputs: tuple[Port, .
     return placeholders == [port.name for port in inputs] and list(source.sinks(graph_def)) == [
         port.name for port in outputs
     ]
-
-
-class _Unknown:
-    """Ranges before training: all that matters is which tensors need one."""
-
-    def __init__(self, model: OnednnModel) -> None:
-        self._unsigned = model.units.never_negative
-
-    def range_of(self, tensor: str, observer: Any, percentile: Any = None, *, symmetric: bool, levels: int) -> Any:  # noqa: ARG002 - protocol
-        """Return 0..1 for a tensor that cannot be negative, else -1..1."""
-        return (0.0, 1.0) if tensor in self._unsigned and not symmetric else (-1.0, 1.0)

@@ -50,10 +50,13 @@ def channels_of(node: Any, weight: NDArray[np.float32]) -> int:
     return int(weight.shape[-1])
 
 
-def _is_plain(node: Any) -> bool:
-    if node.op == "MatMul":
-        return not node.attr["transpose_b"].b
+def is_channels_last(node: Any) -> bool:
+    """Return whether an op with a data format has its channels in the last axis."""
     return node.attr["data_format"].s in (b"", b"NHWC")
+
+
+def _is_plain(node: Any) -> bool:
+    return not node.attr["transpose_b"].b if node.op == "MatMul" else is_channels_last(node)
 
 
 def _fold(
@@ -83,7 +86,7 @@ def _absorb(graph: Graph, reader: Any, current: str, chain: _Chain, channels: in
     """Take `reader` into the chain; return False when it is not affine by channel."""
     if reader.op in NORMS:
         return _absorb_norm(graph, reader, current, chain)
-    if reader.op not in _SHIFTS or (reader.op == "BiasAdd" and reader.attr["data_format"].s not in (b"", b"NHWC")):
+    if reader.op not in _SHIFTS or (reader.op == "BiasAdd" and not is_channels_last(reader)):
         return False
     is_first = reader.input[0] == current
     other = graph.value(reader.input[1 if is_first else 0])
@@ -104,7 +107,7 @@ def _absorb_norm(graph: Graph, reader: Any, current: str, chain: _Chain) -> bool
     values = [graph.value(name) for name in reader.input[1:5]]
     if reader.attr["is_training"].b or reader.input[0] != current or any(value is None for value in values):
         return False
-    if reader.attr["data_format"].s not in (b"", b"NHWC"):
+    if not is_channels_last(reader):
         return False
     gamma, beta, mean, variance = (np.asarray(value, np.float64) for value in values)
     if gamma.size != chain.scale.size:  # behind a Reshape its channels are others than the product's

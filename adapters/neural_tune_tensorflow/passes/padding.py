@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from neural_tune_tensorflow.graph import Graph, node_of
+from neural_tune_tensorflow.passes.affine import is_channels_last
 
 
 def merge_pads(graph: Graph) -> None:
@@ -15,7 +16,7 @@ def merge_pads(graph: Graph) -> None:
     Depthwise convolutions keep their Pad: with padding of their own they abort TensorFlow's optimizer (the int8 kernel takes it).
     """
     for node in graph:
-        if node.op != "Conv2D" or node.attr["data_format"].s not in (b"", b"NHWC"):
+        if node.op != "Conv2D" or not is_channels_last(node):
             continue
         amounts = pad_amounts(graph, node)
         if amounts is not None:

@@ -14,6 +14,8 @@ import numpy as np
 
 from neural_tune.values import Granularity, OpConfig
 from neural_tune_tensorflow.graph import Graph, node_of
+from neural_tune_tensorflow.rewrite.casts import cast
+from neural_tune_tensorflow.rewrite.norms import fuse_norms
 from neural_tune_tensorflow.rewrite.plan import Code, Plan, data_inputs
 from neural_tune_tensorflow.rewrite.units import Unit, Units
 from neural_tune_tensorflow.rewrite.weights import WeightStore
@@ -33,16 +35,21 @@ def emit(graph: Graph, units: Units, plan: Plan, store: WeightStore) -> Graph:
     fused |= {name for item in plan.sums.values() for name in (item.add, item.tail)}
     for name in fused:
         writer.result.nodes.pop(name)
+    # A product that adds something is written where its sum was: only there is the other operand sure to exist.
+    places = {units.by_name[name].tail if units.by_name[name].summand else name: name for name in plan.configs}
     for node in graph:
-        if node.name in plan.configs:
-            writer.fuse(units.by_name[node.name], plan.configs[node.name])
+        if node.name in places:
+            name = places[node.name]
+            writer.fuse(units.by_name[name], plan.configs[name])
         elif node.name in plan.carried:
             writer.carry(node)
-        elif node.name not in fused and node.op != "Const":
+        elif node.name not in fused and node.name not in plan.configs and node.op != "Const":
             writer.keep(node)
     writer.result.outputs = [writer.as_float(name) for name in graph.outputs]
     writer.result.sort()
-    return writer.result
+    fuse_norms(writer.result)
+    writer.result.sort()
+    return cast(writer.result, units, plan.casts) if plan.casts else writer.result
 
 
 @dataclass(slots=True)
@@ -174,6 +181,8 @@ class _Writer:
         if summed is not None:
             data.append(self.as_codes(summed.summand))
             ranges += self._range(summed.summand, self.plan.codes[summed.summand])
+        if unit.summand:
+            data.append(self.as_float(unit.summand))
         if leaves is not None:
             ranges += self._range(tail, leaves)
         node = self.graph.nodes[unit.name]
@@ -247,7 +256,7 @@ def _write_conv(
 def _write_product(
     result: Graph, unit: Unit, data: Sequence[str], ranges: Sequence[str], entry: Code, leaves: Code | None
 ) -> None:
-    activation = [unit.activation.kind] if unit.activation is not None else []
+    follows = [unit.activation.kind] if unit.activation is not None else ["Add"] if unit.summand else []
     kind = tf.float32 if leaves is None else _type(leaves)
     result.add(
         PRODUCT,
@@ -258,7 +267,7 @@ def _write_product(
         Tbias=tf.float32,
         U=tf.float32,
         Tout=kind,
-        Tdevice_inputs=[_type(entry), tf.qint8, tf.float32],
+        Tdevice_inputs=[_type(entry), tf.qint8, *[tf.float32] * (len(data) - 2)],
         Thost_inputs=[tf.float32] * len(ranges),
         Tdevice_outputs=[kind],
         **({"Thost_outputs": [tf.float32, tf.float32]} if leaves is not None else {}),
@@ -266,7 +275,7 @@ def _write_product(
         transpose_b=False,
         is_weight_const=True,
         is_bias_const=True,
-        fused_ops=["BiasAdd", *activation, "Dequantize" if leaves is None else "Requantize"],
+        fused_ops=["BiasAdd", *follows, "Dequantize" if leaves is None else "Requantize"],
         input_quant_mode="SCALED",
         output_quant_mode="SCALED",
         leakyrelu_alpha=float(unit.activation.alpha) if unit.activation is not None else 0.2,

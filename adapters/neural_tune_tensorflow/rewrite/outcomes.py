@@ -8,6 +8,7 @@ from neural_tune.protocols import OpOutcome
 from neural_tune_tensorflow import capability
 from neural_tune_tensorflow.graph import Graph
 from neural_tune_tensorflow.model import OnednnModel
+from neural_tune_tensorflow.rewrite.casts import CAST
 from neural_tune_tensorflow.rewrite.plan import Plan
 
 FLOAT_REASON = "float in this candidate"
@@ -37,8 +38,12 @@ def _outcome(model: OnednnModel, plan: Plan, op: Any) -> OpOutcome:
         return OpOutcome(
             name=op.name, type=op.type, precision=f"static: {code.describe()}, weight {weight}", reason=reason
         )
+    if op.name in plan.casts:
+        return OpOutcome(name=op.name, type=op.type, precision=CAST.describe())
     sums = {name: unit for unit, item in plan.sums.items() for name in (item.add, item.tail)}
     owner = model.units.owner.get(op.name) or sums.get(op.name)
+    if owner in plan.casts:
+        return OpOutcome(name=op.name, type=op.type, precision=CAST.describe(), reason=f"part of {owner!r}")
     if owner in plan.configs:
         return OpOutcome(name=op.name, type=op.type, precision="static: fused", reason=f"part of {owner!r}")
     if op.name in plan.carried:

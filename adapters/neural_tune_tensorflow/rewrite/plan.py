@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from neural_tune.errors import AdapterError, CapabilityError
-from neural_tune.values import Candidate, Observer, OpConfig
+from neural_tune.values import Candidate, Mode, Observer, OpConfig
 from neural_tune_tensorflow.backend import Ranges
 from neural_tune_tensorflow.graph import Graph, node_of
 from neural_tune_tensorflow.rewrite.activations import Readers
@@ -81,6 +81,7 @@ class Plan:
         carried: Nodes that carry codes.
         refused: Op -> why it stays float though the candidate asked for int8.
         sums: Convolution -> the residual sum it takes over.
+        casts: Units that run in bfloat16.
     """
 
     configs: Mapping[str, OpConfig]
@@ -90,6 +91,7 @@ class Plan:
     carried: frozenset[str]
     refused: Mapping[str, str]
     sums: Mapping[str, Sum] = field(default_factory=dict)
+    casts: frozenset[str] = frozenset()
 
     def tail_of(self, unit: Unit) -> str:
         """Return the tensor behind a unit, behind its residual sum where it takes one over."""
@@ -147,11 +149,15 @@ class _Planner:
     parents: dict[str, str] = field(default_factory=dict)
     clipped: dict[str, bool] = field(default_factory=dict)
     sums: dict[str, Sum] = field(default_factory=dict)
+    casts: set[str] = field(default_factory=set)
 
     def choose(self) -> None:
-        """Note the units that run in int8, and which tensors int8 ops would like as codes."""
+        """Note the units that run in int8 or bfloat16, and which tensors int8 ops would like as codes."""
         for name, config in self.candidate.ops.items():
             unit = self.units.by_name[name]
+            if config.mode is Mode.CAST:
+                self.casts.add(name)
+                continue
             rangeless = [item for item in (unit.source, unit.tail) if item in self.infinite]
             if rangeless and (rangeless[0] == unit.source or not unit.is_product):
                 self.refused[name] = f"tensor {rangeless[0]!r} takes infinite values, as a mask does: it has no range"
@@ -175,7 +181,8 @@ class _Planner:
         if unit.source not in self.coded:
             self.coded[unit.source] = None
             self.entered.add(unit.source)
-        if not unit.is_product or (self._only_int8_reads(unit.tail) and unit.tail not in self.infinite):
+        hands_out_codes = self._only_int8_reads(unit.tail) and unit.tail not in self.infinite and not unit.summand
+        if not unit.is_product or hands_out_codes:
             found = self._sum_of(unit) if SUM_FUSION in self.candidate.recipes else None
             if found is not None:
                 self.sums[unit.name] = found
@@ -206,7 +213,9 @@ class _Planner:
         summand = next((name for name in add.input if name != unit.tail), "")
         writer = self.units.by_name.get(self.written.get(summand, ""))
         shapes = self.graph.shapes
-        if writer is None or writer.is_product or summand not in self.units.never_negative:
+        # Codes of a convolution, or those that were made of a float tensor: then too only int8 ops read the memory that is written.
+        is_coded = summand in self.entered or (writer is not None and not writer.is_product)
+        if not is_coded or summand not in self.units.never_negative:
             return None
         if shapes.get(summand) is None or shapes.get(summand) != shapes.get(unit.tail):
             return None
@@ -291,6 +300,7 @@ class _Planner:
             carried=frozenset(self.carried),
             refused=self.refused,
             sums=self.sums,
+            casts=frozenset(self.casts),
         )
 
     def _code(self, members: list[str], ranges: Ranges) -> Code:

@@ -13,6 +13,7 @@ from neural_tune_tensorflow.graph import Graph, node_of
 from neural_tune_tensorflow.passes.affine import ANCHORS, channels_of
 from neural_tune_tensorflow.passes.padding import pad_amounts
 from neural_tune_tensorflow.rewrite.activations import Activation, Readers, find
+from neural_tune_tensorflow.rewrite.summands import find_summand, row_sources
 
 Floats: TypeAlias = NDArray[np.float32]
 # What the fused convolution does before it requantizes; Relu6 is a Relu whose range ends at 6, so saturation does the rest.
@@ -42,6 +43,7 @@ class Unit:
         nodes: The nodes that are fused, besides the product itself.
         paddings: Explicit paddings taken over from a Pad; empty otherwise.
         channels: Output channels.
+        summand: What a matrix product adds to its float result; "" for nothing.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Unit:
     nodes: tuple[str, ...]
     paddings: tuple[int, ...]
     channels: int
+    summand: str = ""
 
     @property
     def is_product(self) -> bool:
@@ -80,9 +83,10 @@ class Units:
 
 def find_units(graph: Graph) -> Units:
     """Return the units of a canonical graph."""
-    readers = graph.readers()
+    readers, rows = graph.readers(), row_sources(graph)
     units: dict[str, Unit] = {}
     refused: dict[str, str] = {}
+    owner: dict[str, str] = {}
     for node in graph:
         if node.op not in ANCHORS:
             continue
@@ -90,8 +94,8 @@ def find_units(graph: Graph) -> Units:
         if why:
             refused[node.name] = why
         else:
-            units[node.name] = _unit(graph, node, readers)
-    owner = {name: unit.name for unit in units.values() for name in unit.nodes}
+            unit = units[node.name] = _unit(graph, node, readers, rows, owner)
+            owner.update(dict.fromkeys(unit.nodes, unit.name))
     return Units(units, refused, owner, _never_negative(graph))
 
 
@@ -101,6 +105,8 @@ def _refusal(graph: Graph, node: Any) -> str:
         return "both operands are activations: stock TensorFlow has no int8 kernel for that"
     if weight.dtype != np.float32:
         return f"the weight is {weight.dtype}: the int8 kernels start from float32"
+    if not np.isfinite(weight).all():
+        return "the weight holds values that are not finite"
     if graph.value(node.input[0]) is not None:
         return "the input is a constant"
     if node.op == "MatMul":
@@ -117,7 +123,7 @@ def _refusal(graph: Graph, node: Any) -> str:
     return ""
 
 
-def _unit(graph: Graph, node: Any, readers: Readers) -> Unit:
+def _unit(graph: Graph, node: Any, readers: Readers, rows: Mapping[str, str], owner: Mapping[str, str]) -> Unit:
     nodes: list[str] = []
     tail, bias = node.name, ""
     following = readers.get(tail, [])
@@ -132,6 +138,13 @@ def _unit(graph: Graph, node: Any, readers: Readers) -> Unit:
     if activation is not None:
         nodes.extend(activation.nodes)
         tail = activation.result
+    # The kernel knows a sum or an activation behind the bias, not both.
+    summed = find_summand(graph, tail, readers, rows) if node.op == "MatMul" and activation is None else None
+    if summed is not None and summed.add in owner:
+        summed = None  # the other product of the sum has taken it over
+    if summed is not None:
+        nodes.append(summed.add)
+        tail = summed.add
     source, paddings = node.input[0], None
     if node.op != "MatMul":
         paddings = pad_amounts(graph, node)
@@ -152,6 +165,7 @@ def _unit(graph: Graph, node: Any, readers: Readers) -> Unit:
         nodes=tuple(nodes),
         paddings=tuple(paddings or ()),
         channels=channels_of(node, np.asarray(weight)),
+        summand="" if summed is None else summed.tensor,
     )
 
 

@@ -165,7 +165,7 @@ def test_time_grows_with_the_size_not_with_its_square() -> None:
     def chain(length: int) -> float:
         def build(x: Any) -> Any:
             for _ in range(length):
-                x = tf.nn.relu((x @ MATRIX[:, :5] @ tf.constant(MATRIX.T[:5])) * 0.1 + 1.0)
+                x = tf.nn.relu((x @ MATRIX[:, :5] @ tf.constant(MATRIX.T[:5])) * 0.1 + 1.0) + x
             return x
 
         graph_def = graph_of(build, {"x": ROWS})

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 
 from neural_tune.testing import AdapterConformance
-from neural_tune_tensorflow.adapter import TensorFlowAdapter
-from neural_tune_tensorflow.plugin import PLUGIN
 
 
 @pytest.fixture(scope="module")
@@ -17,13 +15,7 @@ def network():
 
 
 class TestKerasModel(AdapterConformance):
-    @pytest.fixture
-    def adapter(self):
-        return TensorFlowAdapter()
-
-    @pytest.fixture
-    def plugin(self):
-        return PLUGIN
+    registered = "tensorflow"
 
     @pytest.fixture
     def model(self, network):

@@ -54,9 +54,12 @@ class Task:
 
 
 def form_of(model: Any, form: str, folder: Path) -> Any:
-    """Return the model as a Keras object, as a SavedModel that Keras exported, or as a frozen graph."""
+    """Return the model as a Keras object, as a file of Keras, as a SavedModel that Keras exported, or as a frozen graph."""
     if form == "keras":
         return model
+    if form == "keras_file":
+        models.save(model, folder / "model.keras")
+        return folder / "model.keras"
     if form == "saved_model":
         models.export(model, folder / "exported")
         return folder / "exported"
@@ -66,16 +69,9 @@ def form_of(model: Any, form: str, folder: Path) -> Any:
 
 
 @pytest.mark.shared_data
+@pytest.mark.parametrize("form", ["keras", "keras_file", "saved_model", "pb"])
 @pytest.mark.parametrize(
-    ("name", "form", "metric"),
-    [
-        ("resnet20_cifar10", "keras", 0.915),
-        ("resnet20_cifar10", "saved_model", 0.915),
-        ("resnet8_cifar10", "saved_model", 0.881),
-        ("resnet8_cifar10", "pb", 0.881),
-        ("dscnn_kws", "keras", 0.9126),
-        ("dscnn_kws", "pb", 0.9126),
-    ],
+    ("name", "metric"), [("resnet20_cifar10", 0.915), ("resnet8_cifar10", 0.881), ("dscnn_kws", 0.9126)]
 )
 def test_pretrained_models_are_accepted_in_every_form(
     shared_data: Path, tmp_path: Path, name: str, form: str, metric: float

@@ -13,7 +13,7 @@ pytest.importorskip("ai_edge_quantizer", reason="needs ai-edge-quantizer")
 
 import keras
 
-from neural_tune.protocols import AdapterOptions, AnyAdapter, Inputs, Outputs
+from neural_tune.protocols import AdapterOptions, Inputs, Outputs
 from neural_tune.testing import AdapterConformance
 from neural_tune_tensorflow.adapter import TensorFlowAdapter
 
@@ -29,11 +29,8 @@ def small() -> Any:
 
 
 class _Kit(AdapterConformance):
+    registered = "tensorflow"
     approach = "static"
-
-    @pytest.fixture
-    def adapter(self) -> AnyAdapter:
-        return TensorFlowAdapter()
 
     @pytest.fixture
     def model(self, small: Any) -> object:

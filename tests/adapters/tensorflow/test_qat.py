@@ -17,7 +17,7 @@ import keras
 from sklearn.datasets import load_digits
 
 import neural_tune
-from neural_tune import AccuracyCriterion, QuantizationAwareTrainingConfig, fit
+from neural_tune import AccuracyCriterion, QuantizationAwareTrainingConfig, TuningCriterion, fit
 from neural_tune.config import parse_rules
 from neural_tune.errors import AdapterError, CapabilityError
 from neural_tune.protocols import AdapterOptions
@@ -29,6 +29,7 @@ from neural_tune_tensorflow.adapter import TensorFlowAdapter
 from neural_tune_tensorflow.qat_layers import FakeQuant, TensorRange, WeightGrid, on_weight_grid
 
 ADAPTER = TensorFlowAdapter()
+ONE_TRIAL = TuningCriterion(strategy="basic", max_trials=1)
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
@@ -322,6 +323,22 @@ def test_codes_that_no_wrapper_reaches_leave_their_op_in_float() -> None:
     assert sqnr(np.asarray(training.model(values)), ADAPTER.run(training.finish(1), values)[0]) > 35.0
 
 
+def test_a_layer_that_reads_infinite_values_is_not_trained_and_says_so(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    entry = keras.Input((6,), name="x")
+    masked = keras.layers.Dense(4, kernel_initializer="ones", name="masked")(keras.ops.log(entry))
+    model = keras.Model(entry, keras.layers.Dense(3, name="last")(keras.ops.exp(masked)))
+    held = ADAPTER.load(model, AdapterOptions(approach="qat"))
+    values = np.random.default_rng(0).uniform(0.5, 1.0, (20, 6)).astype(np.float32)
+    values[::2, 0] = 0.0  # its logarithm is minus infinity, as in an attention mask
+    statistics = ADAPTER.calibrate(held, [values], tmp_path)
+    training = ADAPTER.training(held, space_of(held).preferred(), statistics)
+    (reason,) = training.left.values()
+    assert "takes infinite values" in reason
+    outcomes = {op.name: op for op in training.finish(1).report.ops if op.type == "MatMul"}
+    assert sorted(op.is_float for op in outcomes.values()) == [False, True]
+
+
 def test_weights_that_are_not_finite_are_an_adapter_error(hold: Any, statistics: Any) -> None:
     training = ADAPTER.training(hold, space_of(hold).preferred(), statistics)
     layer = training.model.get_layer("hidden").layer
@@ -354,6 +371,37 @@ def test_fit_trains_through_train_func_and_the_result_is_the_int8_graph(net: Any
     result.save(tmp_path / "saved")
     again = neural_tune.load(tmp_path / "saved")
     assert accuracy(again(images[1200:])) == pytest.approx(accuracy(result.model(images[1200:])))
+
+
+def test_training_that_makes_it_worse_leaves_the_post_training_model(net: Any, tmp_path: Path) -> None:
+    images, labels = digits()
+    held, expected = held_out(), np.asarray(net(held_out()))
+
+    def judged(model: Any) -> float:
+        """Return the accuracy; every model but the float one is said to miss the criterion, so that training is asked for."""
+        outputs = np.asarray(model(held))
+        return accuracy(outputs) - (0.0 if np.allclose(outputs, expected, atol=1e-4) else 0.05)
+
+    def ruin(model: Any) -> None:
+        for layer in model.layers:
+            layer.set_weights([np.zeros_like(item) if item.ndim > 1 else item for item in layer.get_weights()])
+
+    result = fit(
+        net,
+        QuantizationAwareTrainingConfig(
+            workspace=str(tmp_path),
+            accuracy_criterion=AccuracyCriterion(tolerable_loss=0.01),
+            tuning_criterion=ONE_TRIAL,
+        ),
+        calib_dataloader=[(images[:100], labels[:100])],
+        eval_func=judged,
+        train_func=ruin,
+        reporter="quiet",
+    )
+    assert not result.accepted
+    assert result.best is not None
+    assert "the post-training model was kept" in result.best.note
+    assert accuracy(result.model(held)) > accuracy(expected) - 0.02
 
 
 def test_prepare_compression_gives_a_model_to_train_and_finishes_in_int8(net: Any, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from neural_tune.errors import AdapterError, CapabilityError
 from neural_tune.protocols import ProbesSensitivity, ProfilesLatency, Trains
 from neural_tune.values import Candidate, Mode, Observer, OpConfig, TensorRange
 from neural_tune_tensorflow.backends import onednn
+from neural_tune_tensorflow.fixed_ranges import FixedRanges
 from neural_tune_tensorflow.runtime import tf
-from neural_tune_tensorflow.statistics import FixedRanges
 
 GENERATOR = np.random.default_rng(31)
 
