@@ -1,4 +1,7 @@
-"""neural_tune as a contestant: one strategy, one track, in a process of its own. The setting is "strategy:track:objective"."""
+"""neural_tune as a contestant: one strategy, one track, in a process of its own. The setting is "strategy:track:objective", as "auto:any:latency@1".
+
+What stands behind "@" is the batch size that speed is measured with; without it, the largest of the task.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,8 @@ class Clock:
 
 
 def main(task: Task, folder: Path, setting: str) -> dict[str, Any]:
-    strategy, track, objective = setting.split(":")
+    strategy, track, wanted = setting.split(":")
+    objective, _, batch = wanted.partition("@")
     installed = plugins.strategies()
     if strategy not in installed:
         return {"status": "skipped", "reason": f"no strategy named {strategy!r}; installed: {', '.join(installed)}"}
@@ -63,7 +67,7 @@ def main(task: Task, folder: Path, setting: str) -> dict[str, Any]:
         calibration_sampling_size=min(CALIBRATION_SAMPLES, len(next(iter(task.calibration.values())))),
         accuracy_criterion=AccuracyCriterion(True, "relative" if task.is_relative else "absolute", task.loss),
         tuning_criterion=TuningCriterion(strategy=strategy, objective=objective),
-        performance=PerformanceConfig(threads=1, batch_size=task.batches[-1]),
+        performance=PerformanceConfig(threads=1, batch_size=int(batch or task.batches[-1])),
         threads=1,
         workspace=str(folder / "workspace"),
     )

@@ -33,13 +33,18 @@ sys.path.insert(0, str(HERE.parent / "onnxruntime"))
 
 from timing import machine  # noqa: E402 - the neighbour's folder is no package
 
-PEERS = {"inc": "inc_2x", "nncf": "nncf_openvino", "ort": "ort_static"}
-PEER_SETTINGS = {
-    "inc": {"INC basic": "basic", "INC mse_v2": "mse_v2"},
-    "nncf": {"NNCF, batches of 50": "50", "NNCF, one by one": "1"},
-    "ort": {"ORT quantize_static": ""},
+ENVIRONMENTS = {"inc": "inc_2x", "nncf": "nncf_openvino", "ort": "ort_static"}
+# What --peers takes -> name in the table and setting; the word before "_" is the environment.
+PEERS = {
+    "inc": ("INC mse_v2", "mse_v2"),
+    "inc_basic": ("INC basic", "basic"),
+    "nncf": ("NNCF, batches of 50", "50"),
+    "nncf_single": ("NNCF, one by one", "1"),
+    # Not told what a transformer is. The same as above where the model is none.
+    "nncf_plain": ("NNCF without preset, batches of 50", "50:plain"),
+    "ort": ("ORT quantize_static", ""),
 }
-STRATEGIES = ("auto", "basic", "conservative", "hawq", "mse", "bayesian", "tpe", "pareto", "random")
+STRATEGIES = ("auto", "basic", "conservative", "hawq", "mse", "bayesian", "tpe", "pareto", "random", "exhaustive")
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,9 @@ def parsed() -> argparse.Namespace:
         "--tracks", default="fallback,any", help="fallback: recipes off; any: the strategy may use them"
     )
     parser.add_argument(
-        "--objectives", default="latency", help="of ours: latency, size; for latency, ops that do not pay stay float"
+        "--objectives",
+        default="latency",
+        help="of ours: latency, latency@1 (at batch 1), size; for latency, ops that do not pay stay float",
     )
     parser.add_argument("--peers", default=",".join(PEERS), help=f"some of {','.join(PEERS)}")
     parser.add_argument("--out", type=Path, default=CACHE / "results")
@@ -116,9 +123,9 @@ def contestants(arguments: argparse.Namespace) -> Iterator[Contestant]:
                 name = f"neural_tune {strategy} {track}" + ("" if objective == "latency" else f" {objective}")
                 yield Contestant(name, HERE / "ours.py", f"{strategy}:{track}:{objective}")
     for peer in listed(arguments.peers):
-        script = HERE / "peers" / f"{PEERS[peer]}.py"
-        for name, setting in PEER_SETTINGS[peer].items():
-            yield Contestant(name, script, setting, PEERS[peer])
+        name, setting = PEERS[peer]
+        environment = ENVIRONMENTS[peer.partition("_")[0]]
+        yield Contestant(name, HERE / "peers" / f"{environment}.py", setting, environment)
 
 
 def compete(name: str, contestant: Contestant, limit: float) -> dict[str, Any]:

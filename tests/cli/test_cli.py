@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -322,3 +323,16 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert done.stderr == ""
     assert done.returncode in (0, 141)
     assert done.stdout.count("\n") == 1
+
+
+def test_code_that_lacks_a_framework_is_told_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needy = replace(TOY_PLUGIN, requires=("nt_absent_framework",), install="neural-tune[absent]")
+    monkeypatch.setattr(plugins, "adapters", lambda: {"toy": needy})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nt_needy_factory.py").write_text("import nt_absent_framework.nn\n\n\ndef make():\n    pass\n")
+    assert main(["init", "nt_needy_factory:make"]) == 2
+    err = capsys.readouterr().err
+    assert 'nt_needy_factory.py", line 1' in err
+    assert err.endswith('neural-tune: nt_absent_framework is not installed: pip install "neural-tune[absent]"\n')

@@ -72,6 +72,38 @@ def test_init_finds_arrays_and_shapes_them_for_the_model(folder: Path, capsys: p
     assert "x: x_calib" in (folder / "job.yaml").read_text()
 
 
+@pytest.mark.parametrize(
+    ("factor", "step", "told"), [(1.0, "Cast", "stay from 0 to 255"), (255.0, "Rescale", "are divided by 255")]
+)
+def test_init_tries_whether_pixels_are_divided(
+    factor: float, step: str, told: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A network of one threshold on the brightness, trained on pixels from 0 to 255, or from 0 to 1."""
+    onnx = pytest.importorskip("onnx", reason='needs: pip install "neural-tune[onnxruntime]"')
+    weights = np.stack([-np.ones((3, 1, 1)), np.ones((3, 1, 1))]).astype(np.float32) * factor / 3
+    nodes = [
+        onnx.helper.make_node("GlobalAveragePool", ["x"], ["mean"]),
+        onnx.helper.make_node("Conv", ["mean", "w", "b"], ["scores"]),
+        onnx.helper.make_node("Flatten", ["scores"], ["y"]),
+    ]
+    constants = [
+        onnx.numpy_helper.from_array(weights, "w"),
+        onnx.numpy_helper.from_array(np.array([100.5, -100.5], np.float32), "b"),
+    ]
+    inputs = [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 3, 4, 4])]
+    outputs = [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 2])]
+    graph = onnx.helper.make_graph(nodes, "threshold", inputs, outputs, constants)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, folder / "threshold.onnx")
+    photos = np.random.default_rng(0).integers(0, 256, (64, 1, 1, 1)).repeat(4, 1).repeat(4, 2).repeat(3, 3)
+    np.savez(folder / "photos.npz", x=photos.astype(np.uint8), y=(photos[:, 0, 0, 0] > 100).astype(np.int64))
+    assert main(["init", "threshold.onnx", "--data", "photos.npz"]) == 0
+    assert f"inputs {told}: 100% of 64 samples are right so" in capsys.readouterr().out
+    job = (folder / "job.yaml").read_text()
+    assert f"        {step}: " in job
+    assert "Transpose: {perm: [2, 0, 1]}" in job
+
+
 def test_init_asks_which_array_is_meant_where_nobody_can_tell(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(folder / "d.npz", first=np.zeros((4, 1, 49, 10), np.float32), second=np.zeros(4, np.int64))
     assert main(["init", "model.onnx", "--data", "d.npz"]) == 2
@@ -215,35 +247,6 @@ def test_report_writes_the_page_of_a_run(run: Path, capsys: pytest.CaptureFixtur
     page = Path(json.loads(capsys.readouterr().out)["report"])
     assert page.read_text().lstrip().lower().startswith("<!doctype html")
     assert main(["report", str(run.parent)]) == 2
-
-
-def test_bash_completes_commands_options_and_choices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["completion", "bash"]) == 0
-    script = tmp_path / "completion.bash"
-    script.write_text(capsys.readouterr().out)
-
-    def complete(*words: str) -> list[str]:
-        quoted = " ".join(f"'{word}'" for word in words)
-        code = f"source {script}; COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; _neural_tune; printf '%s\\n' \"${{COMPREPLY[@]}}\""
-        return subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True).stdout.split()
-
-    assert complete("neural-tune", "in") == ["init", "inspect"]
-    assert complete("neural-tune", "check", "--ju") == ["--junit"]
-    assert complete("neural-tune", "completion", "z") == ["zsh"]
-
-
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_scripts_for_other_shells_are_read_without_complaint(
-    shell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["completion", shell]) == 0
-    text = capsys.readouterr().out
-    assert "init" in text
-    assert "junit" in text
-    if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is not installed: its script was only looked at")
-    (tmp_path / "script").write_text(text)
-    subprocess.run([shell, "-n", str(tmp_path / "script")], check=True)
 
 
 @pytest.mark.slow

@@ -224,14 +224,6 @@ def test_the_served_page_refreshes_itself_when_the_run_goes_on(toy_run: TuneResu
         server.server_close()
 
 
-def test_a_notebook_shows_the_result_as_a_table(toy_run: TuneResult) -> None:
-    text = replace(toy_run, reason="<script>")._repr_html_()
-    assert "&lt;script&gt;" in text
-    assert "<script>" not in text
-    assert toy_run.certificate is not None
-    assert f"{toy_run.certificate.metrics[0].value:.4g}" in text
-
-
 def test_several_reporters_all_hear_of_the_run() -> None:
     class Ear:
         def __init__(self) -> None:

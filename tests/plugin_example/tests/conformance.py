@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from nt_plugin_example.adapter import ExampleAdapter
 from nt_plugin_example.model import ExampleModel
 from nt_plugin_example.plugin import ADAPTER, STRATEGY
 
@@ -11,17 +10,11 @@ from neural_tune.testing import AdapterConformance, StrategyConformance, toy_tas
 
 
 class TestAdapter(AdapterConformance):
+    registered = ADAPTER.name
+
     @pytest.fixture(scope="class")
     def task(self):
         return toy_task()
-
-    @pytest.fixture
-    def adapter(self):
-        return ExampleAdapter()
-
-    @pytest.fixture
-    def plugin(self):
-        return ADAPTER
 
     @pytest.fixture
     def model(self, task):
@@ -33,10 +26,4 @@ class TestAdapter(AdapterConformance):
 
 
 class TestStrategy(StrategyConformance):
-    @pytest.fixture
-    def plugin(self):
-        return STRATEGY
-
-    @pytest.fixture
-    def make_strategy(self):
-        return lambda seed: STRATEGY.create(seed=seed)
+    registered = STRATEGY.name
