@@ -19,12 +19,12 @@ from neural_tune.config import (
 from neural_tune.engine import tune
 from neural_tune.errors import ConfigError
 from neural_tune.evaluation import Evaluator, FunctionEvaluator, MetricEvaluator, as_loader, directed
-from neural_tune.preparation import Task
 from neural_tune.protocols import AnyAdapter, Reporter
 from neural_tune.qat import TrainFunction
 from neural_tune.report import ClosableReporter, make_reporter
 from neural_tune.report.several import Several
 from neural_tune.result import RESULT_VERSION, TuneResult
+from neural_tune.task import Task
 
 
 def fit(

@@ -25,17 +25,19 @@ from neural_tune.lock import (
 )
 from neural_tune.measure import SpeedComparison
 from neural_tune.paired import paired_test, ratio_interval
-from neural_tune.preparation import Run, Task
+from neural_tune.preparation import Run
 from neural_tune.protocols import Array
 from neural_tune.replay import Replayed, fitted, replay
 from neural_tune.result import TuneResult
 from neural_tune.stored_model import StoredModel
+from neural_tune.task import Task
 from neural_tune.values import FrozenMap, judge
 
 # With the same model, data, versions and processor, a replay gives the same outputs. A sample whose distance from float differs by more than this share
 # (and by more than float32 rounds away) moved; a few may, where sums are added up in another order.
 _MOVED, _ALIKE, _MOST_MOVED = 0.02, 1e-9, 0.05
 _MOST_NAMES = 5
+_ITSELF = "the model that was locked is checked itself, byte for byte: nothing was built that could differ"
 
 
 class Outcome(StrEnum):
@@ -142,6 +144,7 @@ def check(
         _Sameness.of(lock, run),
         is_new_model,
         has_latency,
+        stored is not None,
     )
     return CheckReport(checks=tuple(comparison.checks()), notices=comparison.notices(), versions=versions_of(run))
 
@@ -188,6 +191,7 @@ class _Comparison:
     same: _Sameness
     is_new_model: bool
     has_latency: bool
+    is_stored: bool
 
     def checks(self) -> Iterator[Check]:
         """Yield every check."""
@@ -303,6 +307,8 @@ class _Comparison:
         return Check(name=name, outcome=outcome, detail=detail)
 
     def _ops(self) -> Check:
+        if self.is_stored:
+            return Check(name="ops in low precision", outcome=Outcome.SKIPPED, detail=_ITSELF)
         now = {op.name: op for op in self.result.ops}
         left = [name for name in self.lock.ops if name not in now or now[name].is_float]
         quantized = sum(not op.is_float for op in self.result.ops)
@@ -319,6 +325,8 @@ class _Comparison:
         )
 
     def _size(self) -> Check:
+        if self.is_stored:
+            return Check(name="size", outcome=Outcome.SKIPPED, detail=_ITSELF)
         limit = self.lock.size * (1.0 + self.tolerance.size)
         outcome = Outcome.FAILED if self.result.size > limit else Outcome.PASSED
         change = f"{self.result.size / max(self.lock.size, 1) - 1:+.2%}"

@@ -17,7 +17,15 @@ import numpy as np
 from neural_tune import data_files, plugins
 from neural_tune.callables import import_callable
 from neural_tune.errors import AdapterError, ConfigError, DataError, NeuralTuneError
-from neural_tune.made_inputs import batch_size_of, parse_shapes, random_inputs, specs_of
+from neural_tune.made_inputs import (
+    batch_size_of,
+    blaming_names,
+    check_names,
+    parse_shapes,
+    random_inputs,
+    specs_of,
+    unknown_shapes,
+)
 from neural_tune.protocols import AdapterOptions, AnyAdapter, Array, CapturesByExample, DescribesInputs, InputSpec
 from neural_tune.run_directory import harmless
 from neural_tune.transforms import stacked, transforms
@@ -117,6 +125,8 @@ def draft(wishes: Wishes) -> Draft:
     shapes = parse_shapes(wishes.shapes)
     options = AdapterOptions()
     if isinstance(adapter, CapturesByExample) and shapes:
+        if len(shapes) == 1:  # a single input is passed without its name: the model would not notice a wrong one
+            check_names(adapter, model, shapes)
         # The captured model may take batches of the example's size only: one sample at a time would be slow.
         shapes = {
             name: replace(spec, shape=(_BATCH, *spec.shape[1:])) if spec.shape[0] == 1 else spec
@@ -124,9 +134,10 @@ def draft(wishes: Wishes) -> Draft:
         }
         options = AdapterOptions(example=_example(shapes))
     if wishes.data is None and isinstance(adapter, CapturesByExample) and not shapes:
-        specs_of(adapter, None, shapes)  # raises: the model is captured by calling it, and nobody said with what
+        raise unknown_shapes(adapter, model)
     if wishes.data is None:
-        hold = adapter.load(model, options)
+        with blaming_names(adapter, model, shapes):
+            hold = adapter.load(model, options)
         data = _made_up(adapter, hold, specs_of(adapter, hold, shapes), wishes)
     elif wishes.data.is_dir():
         data = _images(adapter, model, wishes, shapes)
@@ -449,6 +460,7 @@ evaluation:
       batch_size: {data.batch_size}
       dataset: {flow(data.evaluation)}
 {alias}  performance:
+    {f"batch_size: {data.batch_size}":<30}# samples per call; the speed-up depends on it: say the size that the model will serve
     threads: 1                    # speed is measured with as many, float and int8 in turns
 
 tuning:

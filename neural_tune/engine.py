@@ -14,9 +14,10 @@ from neural_tune import events
 from neural_tune.errors import PluginError
 from neural_tune.executors import LocalExecutor, ProcessExecutor
 from neural_tune.finish import failed, finish, halted
-from neural_tune.preparation import Halted, Run, Task, learn, prepare
+from neural_tune.preparation import Halted, Run, learn, prepare
 from neural_tune.protocols import Executor
 from neural_tune.result import TuneResult
+from neural_tune.task import Task
 from neural_tune.trials import TrialRunner
 from neural_tune.values import (
     Candidate,

@@ -40,7 +40,7 @@ class StageStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplesDone:
-    """Progress inside a pass: `done` of `total` samples (total 0 when unknown); `trial` 0 is the baseline or the calibration."""
+    """Progress inside a pass: `done` of `total` samples (total 0 when unknown), in the stage "probes" of probes; `trial` 0 is the baseline or the probes."""
 
     stage: str
     trial: int

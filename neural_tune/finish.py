@@ -7,6 +7,7 @@ that is handed out. Only where a trial was cut short, or its files are gone, is 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -21,10 +22,11 @@ from neural_tune import events, measure, recipe
 from neural_tune.errors import AdapterError
 from neural_tune.evaluation import Evaluation
 from neural_tune.journal import Journal
-from neural_tune.preparation import Halted, Run, Task
+from neural_tune.preparation import Halted, Run
 from neural_tune.protocols import BuildReport, CountsKernels, GuardsArtifact, OpOutcome, ShowsRanges
 from neural_tune.result import Status, TuneResult
 from neural_tune.run_directory import RunDirectory
+from neural_tune.task import Task
 from neural_tune.trials import OWN_FILES, VALUES_FILE, content_hash, store_values
 from neural_tune.values import (
     FLOAT_CANDIDATE,
@@ -331,20 +333,30 @@ def _predicted(run: Run, ops: tuple[str, ...]) -> str:
     insight = run.history.insight
     latency = insight.latency if insight else None
     slower = alone = ""
-    if latency is not None and any(op in latency.int8_ms for op in ops):
-        in_float, in_int8 = (sum(times.get(op, 0.0) for op in ops) for times in (latency.float_ms, latency.int8_ms))
+    times = latency.compared(ops) if latency is not None else None
+    if times is not None:
+        in_float, in_int8 = times
         slower = f"slower in {word}: {in_int8:.3g} ms against {in_float:.3g} ms" if in_int8 >= in_float else ""
         alone = f"; alone it takes {in_int8:.3g} ms in {word} against {in_float:.3g} ms, conversions not counted"
     known = (insight.divergence_with_recipes or insight.divergence) if insight else {}
     if name not in known:
-        return slower or f"the strategy {run.strategy.name!r} left it in float{alone}"
+        return slower or f"{_left(run)}{alone}"
+    if math.isinf(known[name]):
+        return f"it could not be probed in {word}: built alone, it fails or gives outputs that are not finite"
     rank = sorted(known.values(), reverse=True).index(known[name]) + 1
     told = f"in {word} alone it moves the outputs by {known[name]:.2g} of their variance (rank {rank} of {len(known)})"
     if rank <= max(1, len(known) // 4):
         return f"accuracy: {told}" + (f"; {slower}" if slower else "")
     if slower:
         return f"{slower}; {told}"
-    return f"latency: predicted not to pay beside its float neighbours; {told}" if latency else f"accuracy: {told}"
+    if latency is None:
+        return f"accuracy: {told}"
+    why = "latency: predicted not to pay beside its float neighbours" if times else _left(run)
+    return f"{why}; {told}"
+
+
+def _left(run: Run) -> str:
+    return f"the strategy {run.strategy.name!r} left it in float"
 
 
 def _why_nothing(history: History, ended: str) -> str:

@@ -108,7 +108,7 @@ def check_ability(adapter: AnyAdapter, strategy: str, wants: frozenset[str]) -> 
     if "curvature" in wants and not isinstance(adapter, Differentiates):
         raise CapabilityError(
             f"strategy {strategy!r} ranks ops by the curvature of the loss, but the {adapter.name!r} adapter cannot differentiate the model. "
-            "Take 'auto' or 'mse', which rank by the model's outputs, or an adapter for a framework with gradients"
+            "Take 'auto' or 'mse', which rank by the model's outputs, or an adapter that has the protocol Differentiates (none of neural_tune's own has)"
         )
 
 

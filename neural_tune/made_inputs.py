@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from neural_tune.errors import ConfigError
-from neural_tune.protocols import AnyAdapter, Array, DescribesInputs, InputSpec
+from neural_tune.errors import AdapterError, CapabilityError, ConfigError, DataError
+from neural_tune.protocols import AnyAdapter, Array, DescribesInputs, InputSpec, NamesInputs
+
+_SHOWN = 6
 
 
 def specs_of(adapter: AnyAdapter, model: Any, shapes: Mapping[str, InputSpec]) -> tuple[InputSpec, ...]:
@@ -20,9 +23,7 @@ def specs_of(adapter: AnyAdapter, model: Any, shapes: Mapping[str, InputSpec]) -
     """
     if not isinstance(adapter, DescribesInputs):
         if not shapes:
-            raise ConfigError(
-                f"the {adapter.name} adapter cannot tell the shapes of this model's inputs: say them, as in --shape x=1,3,224,224"
-            )
+            raise unknown_shapes(adapter)
         return tuple(shapes.values())
     known = {spec.name: spec for spec in adapter.describe_inputs(model)}
     unknown = sorted(name for name, spec in known.items() if not spec.shape and name not in shapes)
@@ -32,6 +33,49 @@ def specs_of(adapter: AnyAdapter, model: Any, shapes: Mapping[str, InputSpec]) -
     if strange:
         raise ConfigError(f"--shape: found {strange[0]!r}, expected an input of the model: {', '.join(known)}")
     return tuple(replace(spec, shape=shapes[name].shape) if name in shapes else spec for name, spec in known.items())
+
+
+def unknown_shapes(adapter: AnyAdapter, model: object = None) -> ConfigError:
+    """Return the error for a model that can only be called with shapes that nobody said; it names the inputs where the adapter knows them."""
+    names = names_of(adapter, model)
+    whose = f"this model's inputs ({_listed(names)})" if names else "this model's inputs"
+    example = f"--shape {names[0] if names else 'x'}=1,3,224,224"
+    return ConfigError(
+        f"the {adapter.name} adapter cannot tell the shapes of {whose}: say them, the batch axis first, as in {example}"
+    )
+
+
+def names_of(adapter: AnyAdapter, model: object) -> tuple[str, ...]:
+    """Return the names of a model's inputs, those that must be given first; () where nobody can tell."""
+    return adapter.input_names(model) if isinstance(adapter, NamesInputs) else ()
+
+
+def check_names(adapter: AnyAdapter, model: object, shapes: Mapping[str, InputSpec]) -> None:
+    """Raise ConfigError for a shape whose name is none of the model's inputs."""
+    names = names_of(adapter, model)
+    strange = [name for name in shapes if name not in names]
+    if names and strange:
+        raise ConfigError(f"--shape: no input {strange[0]!r}, expected {_listed(names)}")
+
+
+@contextmanager
+def blaming_names(adapter: AnyAdapter, model: object, shapes: Mapping[str, InputSpec]) -> Iterator[None]:
+    """Call a model with made-up inputs inside: where it breaks, a wrong name is the likelier cause than what it says.
+
+    A name that is no parameter is no mistake by itself: a model may take one mapping, or any keyword.
+    """
+    try:
+        yield
+    except (AdapterError, CapabilityError, DataError) as error:
+        try:
+            check_names(adapter, model, shapes)
+        except ConfigError as wrong:
+            raise wrong from error
+        raise
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, InputSpec]:

@@ -1,7 +1,6 @@
 """Everything before the search: load, ask for the space, measure the float model, calibrate - or take it over from an earlier run.
 
-A resumed run is held to what it was: the model, the first calibration batch, the first evaluation batch, the space and everything else that decides a trial
-must be the same; only the budget (max_trials, timeout, max_passes) may change.
+A resumed run is held to what it was, see `neural_tune.run_identity`.
 """
 
 from __future__ import annotations
@@ -11,21 +10,16 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
-
-from neural_tune import events, insights, journal, plugins
-from neural_tune.config import ObjectiveFunction, TuneConfig
+from neural_tune import events, insights, journal, plugins, run_identity
+from neural_tune.config import TuneConfig
 from neural_tune.errors import AdapterError, ConfigError, DataError, PluginError
 from neural_tune.evaluation import (
     CalibrationStream,
     Evaluation,
-    Evaluator,
-    FunctionEvaluator,
     MetricEvaluator,
     as_loader,
     batch_length,
@@ -36,10 +30,10 @@ from neural_tune.evaluation import (
     to_numpy,
 )
 from neural_tune.journal import Journal
-from neural_tune.protocols import AdapterOptions, AnyAdapter, CapturesByExample, Inputs, Reporter, Strategy
-from neural_tune.qat import TrainFunction
+from neural_tune.protocols import AdapterOptions, AnyAdapter, CapturesByExample, Inputs, Strategy
 from neural_tune.run_directory import RunDirectory
 from neural_tune.space import TuningSpace
+from neural_tune.task import Task
 from neural_tune.trials import Workbench
 from neural_tune.values import (
     FLOAT_CANDIDATE,
@@ -49,53 +43,15 @@ from neural_tune.values import (
     FrozenMap,
     History,
     Insight,
-    StopRule,
     TrialResult,
-    digest,
     from_jsonable,
     to_jsonable,
 )
 
 # Samples for the probes. More rank hardly better (docs/strategies.md has the figures) and cost N forward passes each.
 PROBE_SAMPLES = 32
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """What `fit` was asked to do.
-
-    Attributes:
-        model: The caller's model or a path to one.
-        config: The configuration.
-        evaluator: Runs the evaluation.
-        calibration: Calibration batches; None for approaches that need none.
-        evaluation_loader: The evaluation batches, to measure speed with where there is no calibration; None for an opaque eval_func.
-        reporter: Receives the events.
-        framework: Name of the adapter, or an adapter; empty lets the model decide.
-        job: Name of the job; empty takes the model's.
-        resume: Directory of the run to go on with; None starts a new one.
-        objective_functions: The user's objectives by name.
-        train_func: Trains a candidate in place; given exactly if the approach is "qat".
-        strategy: A strategy that takes the place of the configuration's; None takes the one that is named there.
-    """
-
-    model: object
-    config: TuneConfig
-    evaluator: Evaluator
-    reporter: Reporter
-    calibration: Iterable[Any] | None = None
-    evaluation_loader: Iterable[Any] | None = None
-    framework: str | AnyAdapter = ""
-    job: str = ""
-    resume: str | os.PathLike[str] | None = None
-    objective_functions: Mapping[str, ObjectiveFunction] = field(default_factory=dict)
-    train_func: TrainFunction | None = None
-    strategy: Strategy | None = None
-
-
-Probes: TypeAlias = Callable[
-    [frozenset[str], Insight], Insight
-]  # the probes wanted, what is known -> what is known then
+# The probes wanted, what is known -> what is known then.
+Probes: TypeAlias = Callable[[frozenset[str], Insight], Insight]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -166,19 +122,26 @@ def prepare(task: Task) -> Run:
     if not space.groups:
         raise ConfigError(_nothing_to_tune(space))
     strategy.forecast(space)  # one that cannot work on this space says so before anything is measured
-    identity = _identity(task, adapter, model, space)
+    identity = run_identity.identity_of(task, adapter, model, space)
     records: list[dict[str, Any]] = []
     if task.resume is None:
         directory = RunDirectory.create(config.workspace, task.job or _model_name(task.model))
     else:
         directory = RunDirectory.existing(Path(task.resume))
         records = journal.read(directory.journal)
-        _check_identity(records, identity, task, space.capability.inputs)
+        run_identity.check_same(records, identity, task, space.capability.inputs)
     log = Journal(directory.journal)
     try:
         if not records:
-            (directory.root / "job.yaml").write_text(json.dumps(to_jsonable(_portable(config)), indent=1) + "\n")
-            log.append("run", identity=identity, config=to_jsonable(_portable(config)), versions=_versions(space))
+            (directory.root / "job.yaml").write_text(
+                json.dumps(to_jsonable(run_identity.portable(config)), indent=1) + "\n"
+            )
+            log.append(
+                "run",
+                identity=identity,
+                config=to_jsonable(run_identity.portable(config)),
+                versions=run_identity.versions(space),
+            )
         notices = (*config.notices, *_notices(config), *space.notices, *space.capability.notes)
         results = _results(records)
         task.reporter.on_event(
@@ -430,59 +393,8 @@ def _without_scale(criterion: AccuracyCriterion, evaluation: Evaluation) -> list
     return [f"{name} of the float model is 0, so a relative loss has no meaning: use an absolute one" for name in zeros]
 
 
-def _identity(task: Task, adapter: AnyAdapter, model: Any, space: TuningSpace) -> dict[str, str]:
-    """Return what must not change between a run and its resumption, each part as a hash of its own."""
-    config = task.config
-    free = replace(_portable(config), stop=StopRule(), executor="local", workers=1, notices=())
-    return {
-        "model": adapter.fingerprint(model),
-        "runtime": " ".join(_versions(space).values()),
-        "space": digest((space.groups, space.fixed)),
-        "evaluation": task.evaluator.identity(),
-        "configuration": digest(free),
-    }
-
-
-def _check_identity(
-    records: list[dict[str, Any]], identity: Mapping[str, str], task: Task, names: tuple[str, ...]
-) -> None:
-    """Refuse to go on with something else. The evaluator itself compares every evaluation batch with the earlier run's."""
-    begun = [record for record in records if record["kind"] == "run"]
-    if not begun:
-        raise ConfigError("resume: the journal has no opening record; start a new run")
-    changed = [name for name, value in identity.items() if begun[0]["identity"].get(name) != value]
-    # An opaque function may have been mended since; what it says of the float model decides then (see `_baseline`).
-    if "evaluation" in changed and isinstance(task.evaluator, FunctionEvaluator):
-        changed.remove("evaluation")
-    if "configuration" in changed:
-        changed[changed.index("configuration")] = f"configuration ({_changed_fields(begun[0]['config'], task.config)})"
-    calibrated = [record["digest"] for record in records if record["kind"] == "calibration"]
-    first = _first_batch(task, names) if calibrated else ""
-    # A loader that shuffles shows another first batch every time: then nothing can be said, and nothing is.
-    if first and first != calibrated[-1] and first == _first_batch(task, names):
-        changed.append("calibration data")
-    if changed:
-        raise ConfigError(
-            f"resume: the {' and the '.join(changed)} changed since that run; only max_trials, timeout, max_passes and the executor may. "
-            "Start a new run, or pass what the run was started with"
-        )
-
-
-def _changed_fields(earlier: Mapping[str, Any], config: TuneConfig) -> str:
-    now = to_jsonable(_portable(config))
-    fields = {name for name in {*earlier, *now} if earlier.get(name) != now.get(name)}
-    return ", ".join(sorted(fields - {"stop", "executor", "workers", "notices"}))
-
-
 def _results(records: list[dict[str, Any]]) -> tuple[TrialResult, ...]:
     return tuple(from_jsonable(TrialResult, record["result"]) for record in records if record["kind"] == "trial")
-
-
-def _first_batch(task: Task, names: tuple[str, ...]) -> str:
-    """Return a hash of the first calibration batch; "" when looking at it would use it up."""
-    if task.calibration is None or isinstance(task.calibration, Iterator):
-        return ""
-    return CalibrationStream(task.calibration, 1, names).peek()
 
 
 def _with_example(task: Task) -> tuple[Task, Any]:
@@ -528,21 +440,6 @@ def adapter_options(config: TuneConfig) -> AdapterOptions:
         recipes=config.recipes,
         extra=config.options,
     )
-
-
-def _portable(config: TuneConfig) -> TuneConfig:
-    """Return the configuration without what belongs to this machine only."""
-    return replace(config, workspace="")
-
-
-def _versions(space: TuningSpace) -> dict[str, str]:
-    capability = space.capability
-    return {
-        "neural_tune": version("neural-tune"),
-        capability.framework: capability.runtime_version,
-        "numpy": np.__version__,
-        "instruction_set": capability.instruction_set,
-    }
 
 
 def _model_name(model: object) -> str:

@@ -184,6 +184,14 @@ class CapturesByExample(Protocol):
     needs_example: bool
 
 
+@runtime_checkable
+class NamesInputs(Protocol):
+    """An adapter that can tell the names of a model's inputs, though nothing else of them, before it is loaded. `init` and `inspect` name them in messages."""
+
+    def input_names(self, model: object) -> tuple[str, ...]:
+        """Return the names by which inputs may be given, those that must be given first; () where nobody can tell."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputSpec:
     """One input of a model.

@@ -16,11 +16,12 @@ from neural_tune import recipe
 from neural_tune.engine import search
 from neural_tune.evaluation.result import OUTPUT_PREFIX
 from neural_tune.finish import failed, finish, halted
-from neural_tune.preparation import Halted, Run, Task, prepare
+from neural_tune.preparation import Halted, Run, prepare
 from neural_tune.protocols import Array, Forecast
 from neural_tune.result import TuneResult
 from neural_tune.space import TuningSpace
 from neural_tune.stored_model import StoredModel
+from neural_tune.task import Task
 from neural_tune.trials import VALUES_FILE
 from neural_tune.values import FLOAT, Candidate, History, Objective, Objectives, OpConfig, Proposal, StopRule
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass, fields
@@ -56,7 +57,8 @@ class StoredModel:
         """
         try:
             report = from_jsonable(BuildReport, json.loads((folder / REPORT_FILE).read_text(encoding="utf-8")))
-            found = "another model" if content_hash(folder) != expected else ""
+            is_it = Path(artifact).name == artifact and _hash(folder) == expected
+            found = "" if is_it else "another model"
         except (OSError, ValueError):
             report, found = BuildReport(ops=()), "no model"
         if found:
@@ -67,12 +69,29 @@ class StoredModel:
         return cls(folder, artifact, report)
 
     def keep(self, folder: Path) -> str:
-        """Copy the model into `folder`, in place of what is there, and return the hash of its files."""
-        self.put(folder)
-        return content_hash(folder)
+        """Copy the model into `folder`, in place of the locked model that is there, and return the hash of its files.
+
+        The old one goes only when the new one is complete.
+
+        Raises:
+            ConfigError: something else is there.
+        """
+        if folder.exists() and not (folder / REPORT_FILE).exists():
+            raise ConfigError(
+                f"{folder}: found something else than a locked model, which the lock would replace: name another lock file"
+            )
+        if folder.resolve() != self.folder.resolve():
+            new, old = (folder.with_name(f".{folder.name}.{end}") for end in ("new", "old"))
+            self.put(new)
+            shutil.rmtree(old, ignore_errors=True)
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
+        return _hash(folder)
 
     def put(self, folder: Path) -> Path:
-        """Copy model and report into `folder`, in place of what is there, and return the artifact."""
+        """Copy model and report into a folder that is ours, in place of what is there, and return the artifact."""
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(self.folder, folder)
         (folder / REPORT_FILE).write_text(json.dumps(to_jsonable(self.report)) + "\n", encoding="utf-8")
@@ -91,3 +110,8 @@ class _Shelf(Workbench):
     def build(self, candidate: Candidate, folder: Path) -> Path:
         # Without arguments, super() does not know a class with slots.
         return super(_Shelf, self).build(candidate, folder) if candidate.is_float else self.stored.put(folder)
+
+
+def _hash(folder: Path) -> str:
+    """Return the hash of the model's files and of the report on its ops."""
+    return hashlib.sha256(content_hash(folder).encode() + (folder / REPORT_FILE).read_bytes()).hexdigest()

@@ -57,12 +57,13 @@ def attribute(model: OnnxModel, optimized: Graph, cost: Mapping[str, float]) -> 
     Args:
         model: The float model; the candidate has the same ops and tensors.
         optimized: What the optimizer made of the candidate.
-        cost: Node -> milliseconds.
+        cost: Node -> milliseconds; a node that is missing was not seen, and nothing is said about its op.
     """
     tracer = _Tracer(model, optimized)
     spent = Spent()
     for node in optimized.ops:
-        tracer.book(node, cost.get(node.name, 0.0), spent)
+        if node.name in cost:
+            tracer.book(node, cost[node.name], spent)
     return spent
 
 

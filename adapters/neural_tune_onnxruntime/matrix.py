@@ -130,7 +130,8 @@ ROWS: Mapping[str, Row] = MappingProxyType(
             qdq="same op on codes",
             qoperator="same op on codes",
             weight_only="Gather",
-            measured="of activations AMX x2.2; a constant table has no arithmetic, codes save space only",
+            measured="of activations AMX x2.2; a constant table has no arithmetic, codes save space only; blocks of 4 bits "
+            "(GatherBlockQuantized) only on request",
         ),
         "GatherElements": _carrier("as Gather"),
         "Expand": _carrier("AMX x3.8"),
@@ -142,6 +143,12 @@ ROWS: Mapping[str, Row] = MappingProxyType(
             role=Role.NEVER, dynamic="DynamicQuantizeLSTM", measured="no static kernel (x0.98); dynamic x3.1 to x3.25"
         ),
         "GRU": _never("no int8 kernel"),
+        **dict.fromkeys(
+            ("com.microsoft.Attention", "com.microsoft.EmbedLayerNormalization"),
+            _never(
+                "fused before quantization; BERT in QAttention x2.82, in dynamic products of the graph as exported x2.87"
+            ),
+        ),
         "ConvTranspose": _never(_NOT_FUSED),
         "BatchNormalization": _never(f"folded into the Conv or Gemm before it; elsewhere {_NOT_FUSED}"),
         "If": _never("its bodies stay in float: static quantization does not enter subgraphs"),

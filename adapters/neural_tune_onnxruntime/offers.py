@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 
-from neural_tune.values import FLOAT, DType, Mode, OpConfig, QuantSpec, Role
+from neural_tune.values import FLOAT, DType, Granularity, Mode, OpConfig, QuantSpec, Role
 from neural_tune_onnxruntime import forms
 from neural_tune_onnxruntime.forms import Forms
 from neural_tune_onnxruntime.graph import Op
@@ -102,11 +102,18 @@ def _ordered(
         return first, (*light, *found.cast, *found.slow)
     if model.approach == "weight_only":
         return light, (*dynamic, *found.cast, *found.slow)
+    running = _worth_a_trial(dynamic)
     if op.type in _PRODUCTS and prefers_dynamic(model):
-        first = (*dynamic[:1], *static, *_eight_bits(light))
+        first = (*running, *static, *_eight_bits(light))
     else:
-        first = (*static, *dynamic[:1], *(light if op.type == "Gather" else _eight_bits(light)))
+        first = (*static, *running, *(light if op.type == "Gather" else _eight_bits(light)))
     return first, (*static_extra, *dynamic, *light, *found.cast, *found.slow)
+
+
+def _worth_a_trial(dynamic: tuple[OpConfig, ...]) -> tuple[OpConfig, ...]:
+    """Return the dynamic forms that `auto` searches: behind a faster scale per tensor the scales per channel, as the way back to accuracy; else the first."""
+    specs = [config.weight for config in dynamic[:1] if config.weight is not None]
+    return dynamic if any(spec.granularity is Granularity.PER_TENSOR for spec in specs) else dynamic[:1]
 
 
 def _eight_bits(configs: Iterable[OpConfig]) -> tuple[OpConfig, ...]:

@@ -86,7 +86,14 @@ def profile(
     int8 = Int8Regions.of(offered, candidate.ops).ops
     draft = LatencyProfile(
         float_ms=FrozenMap(spent[0].ops),
-        int8_ms=FrozenMap({name: spent[1].ops.get(name, 0.0) for name in int8}),
+        # An anchor that was not found has no time; whatever else is not found is folded away.
+        int8_ms=FrozenMap(
+            {
+                name: spent[1].ops.get(name, 0.0)
+                for name in int8
+                if name in spent[1].ops or model.kernels[name].role is not Role.ANCHOR
+            }
+        ),
         border_ms=FrozenMap(_borders(offered, spent, sizes, "enter") | _read_in_float(model, candidate)),
         leave_ms=FrozenMap(_borders(offered, spent, sizes, "leave") | _free(model, candidate)),
         batch_size=next((len(values) for values in feed.values() if values.ndim), 1),

@@ -20,7 +20,16 @@ from neural_tune import calibration
 from neural_tune.calibration import Statistics, spool
 from neural_tune.errors import AdapterError, CapabilityError, DataError
 from neural_tune.options import unknown_among
-from neural_tune.protocols import AdapterOptions, BuildReport, Inputs, Outputs, Simulates, Toggles, Training
+from neural_tune.protocols import (
+    AdapterOptions,
+    BuildReport,
+    Inputs,
+    ObservedTensor,
+    Outputs,
+    Simulates,
+    Toggles,
+    Training,
+)
 from neural_tune.values import Candidate, Capability, LatencyProfile
 from neural_tune_pytorch import archive, plugin
 from neural_tune_pytorch import model as models
@@ -39,6 +48,7 @@ BACKENDS = {
 # What `options=` may hold.
 OPTIONS = ("bits", "compile", "example_inputs")
 _ANY = ("default", "auto")
+_EAGER_FLOAT = "speed-up is against float in eager mode, which is how this backend runs; float that torch.compile has compiled can be faster"
 _IPEX = (
     "backend 'ipex': Intel's extension was archived upstream in 2026 and has no release for this torch; its successor, "
     "PT2E with Inductor's x86 kernels, is used instead"
@@ -46,7 +56,7 @@ _IPEX = (
 
 
 class PyTorchAdapter:
-    """Implements `neural_tune.protocols.Adapter`, `CapturesByExample`, `ProbesSensitivity`, `ProfilesLatency`, `Simulates` and `Trains` for PyTorch modules."""
+    """Implements `neural_tune.protocols.Adapter`, `CapturesByExample`, `NamesInputs`, `ProbesSensitivity`, `ProfilesLatency`, `ShowsRanges`, `Simulates` and `Trains` for PyTorch modules."""
 
     name = "pytorch"
     needs_example = True
@@ -54,6 +64,10 @@ class PyTorchAdapter:
     def accepts(self, model: object) -> bool:
         """Return whether `model` is a module, an exported program or a .pt2 path."""
         return plugin.accepts(model)
+
+    def input_names(self, model: object) -> tuple[str, ...]:
+        """Return the parameters of `forward`, those without a default first; () for files and for what has no signature."""
+        return models.input_names(model)
 
     def load(self, model: object, options: AdapterOptions) -> TorchModel:
         """Return a private float copy of the module, captured by a backend; the caller's object stays as it is.
@@ -86,7 +100,8 @@ class PyTorchAdapter:
     def query(self, model: TorchModel) -> Capability:
         """Return what can be quantized in `model` on the installed torch."""
         found = model.backend.query(model.captured)
-        return replace(found, notes=(*model.notes, *found.notes))
+        speed = (_EAGER_FLOAT,) if model.backend.name in ("fx", "eager") else ()
+        return replace(found, notes=(*model.notes, *found.notes, *speed))
 
     def calibrate(self, model: TorchModel, batches: Iterable[Inputs], directory: Path) -> Statistics:
         """Read `batches` once and return the statistics of every tensor that a candidate may quantize."""
@@ -192,6 +207,10 @@ class PyTorchAdapter:
         """Return one model in which any subset of the ops of `candidate` can be switched to int8."""
         return model.backend.toggles(model.captured, candidate, statistics, threads)
 
+    def ranges(self, model: TorchModel, candidate: Candidate, statistics: Statistics) -> tuple[ObservedTensor, ...]:
+        """Return every activation tensor that `candidate` quantizes with a range of its own."""
+        return model.backend.ranges(model.captured, candidate, statistics)
+
     def profile(
         self, model: TorchModel, candidate: Candidate, statistics: Statistics | None, inputs: Inputs, threads: int
     ) -> LatencyProfile:
@@ -238,6 +257,8 @@ def _captured(source: Source, options: AdapterOptions) -> TorchModel:
         except CapabilityError as error:
             refusals.append(f"{candidate}: {error}")
             continue
+        # What the backend knows about the inputs (axes it has fixed) holds for calibration, too.
+        source = replace(source, calling=captured.calling)
         notes += [f"backend {candidate!r} is used, because {reason}" for reason in refusals]
         return TorchModel(source=source, backend=backend, captured=captured, options=options, notes=tuple(notes))
     raise CapabilityError("no backend can capture the model. " + "; ".join(refusals))

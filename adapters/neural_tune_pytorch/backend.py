@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeAlias
 from torch import Tensor, nn
 
 from neural_tune.calibration import Statistics
-from neural_tune.protocols import AdapterOptions, BuildReport, Toggles
+from neural_tune.protocols import AdapterOptions, BuildReport, ObservedTensor, Toggles
 from neural_tune.values import Candidate, Capability, LatencyProfile
 from neural_tune_pytorch.calling import Calling
 
@@ -119,6 +119,9 @@ class Backend(Protocol):
         self, captured: Any, candidate: Candidate, statistics: Statistics | None, threads: int | None
     ) -> Toggles:
         """Return a toggle model; raise AdapterError where the backend has none (single candidates are built instead)."""
+
+    def ranges(self, captured: Any, candidate: Candidate, statistics: Statistics) -> tuple[ObservedTensor, ...]:
+        """Return what calibration saw of every tensor that `candidate` lays on a grid of its own."""
 
     def profile(
         self, captured: Any, candidate: Candidate, statistics: Statistics | None, feed: Feed, threads: int

@@ -41,11 +41,15 @@ class InputInfo:
         name: Name of the parameter of `forward`, or key of the mapping.
         dtype: Torch dtype without its prefix, such as "float32".
         shape: Length per axis in the example.
+        fixed: (axis, length) for the axes that the captured form takes with that length only; () where that is not known.
+        is_written: Whether the original changes this input, and so is given a copy (`Calling.call`); what is captured or traced of that copies by itself.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    fixed: tuple[tuple[int, int], ...] = ()
+    is_written: bool = False
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -73,7 +77,10 @@ class Calling:
         return tuple(info.name for info in self.inputs)
 
     def call(self, module: nn.Module, tensors: Sequence[Tensor]) -> Any:
-        """Return what `module` returns for `tensors`, passed the way it likes."""
+        """Return what `module` returns for `tensors`, passed the way it likes; batches are only read, whatever the module does to its inputs."""
+        tensors = [
+            tensor.clone() if info.is_written else tensor for tensor, info in zip(tensors, self.inputs, strict=True)
+        ]
         if self.style is Style.POSITIONAL:
             return module(*tensors)
         named = dict(zip(self.names, tensors, strict=True))
@@ -116,7 +123,15 @@ class Calling:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for a saved model."""
-        inputs = [{"name": info.name, "dtype": info.dtype, "shape": list(info.shape)} for info in self.inputs]
+        inputs = [
+            {
+                "name": info.name,
+                "dtype": info.dtype,
+                "shape": list(info.shape),
+                "fixed": [list(pair) for pair in info.fixed],
+            }
+            for info in self.inputs
+        ]
         return {"inputs": inputs, "style": self.style.value, "outputs": self.outputs}
 
     @classmethod
@@ -127,10 +142,7 @@ class Calling:
             AdapterError: the data is malformed.
         """
         try:
-            inputs = tuple(
-                InputInfo(name=str(item["name"]), dtype=str(item["dtype"]), shape=tuple(map(int, item["shape"])))
-                for item in data["inputs"]
-            )
+            inputs = tuple(map(_info, data["inputs"]))
             if not all(isinstance(getattr(torch, info.dtype, None), torch.dtype) for info in inputs):
                 raise ValueError([info.dtype for info in inputs])  # noqa: TRY301 - one message for all that is malformed
             return cls(inputs=inputs, style=Style(data["style"]), outputs=data["outputs"])
@@ -235,6 +247,16 @@ def unflatten(tensors: Sequence[Tensor], structure: Any) -> Any:
             return {name: unflatten(tensors, item) for name, item in content}
         case _:
             return _output_class(kind)({name: unflatten(tensors, item) for name, item in content})
+
+
+def _info(item: Mapping[str, Any]) -> InputInfo:
+    """Return one input from its plain data; files of before axes were checked say nothing of them."""
+    return InputInfo(
+        name=str(item["name"]),
+        dtype=str(item["dtype"]),
+        shape=tuple(map(int, item["shape"])),
+        fixed=tuple((int(axis), int(size)) for axis, size in item.get("fixed", ())),
+    )
 
 
 def _structure(value: Any, tensors: list[Tensor]) -> Any:

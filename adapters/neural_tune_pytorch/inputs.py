@@ -44,7 +44,7 @@ def to_feed(inputs: Inputs, calling: Calling) -> Feed:
     float64 and half precision become the float32 of the model, integers the integers of the model; nothing else is cast.
 
     Raises:
-        DataError: names, number, types or numbers of axes do not fit.
+        DataError: names, number, types, numbers of axes, or lengths that the model has fixed do not fit.
     """
     arguments = inputs if isinstance(inputs, tuple | list) and len(calling.inputs) > 1 else (inputs,)
     values = calling.bind(tuple(arguments), {})
@@ -67,7 +67,20 @@ def fit(value: object, info: InputInfo) -> Tensor:
         raise DataError(
             f"input {info.name!r}: found shape {tuple(tensor.shape)}, expected {len(info.shape)} axes like {info.shape}"
         )
+    if info.fixed:
+        _check_sizes(tensor, info)
     return tensor
+
+
+def _check_sizes(tensor: Tensor, info: InputInfo) -> None:
+    """Raise DataError for a length that the captured graph does not take: it would compute with the one it knows."""
+    shape = tensor.shape
+    for axis, size in info.fixed:
+        if shape[axis] != size:
+            raise DataError(
+                f"input {info.name!r}: found shape {tuple(shape)} with length {shape[axis]} along axis {axis}, expected {size}: the model was "
+                "captured for that length only; resize, pad or crop in the dataloader, or capture it with an example of this shape"
+            )
 
 
 def check_numbers(feed: Feed, calling: Calling, where: str) -> None:

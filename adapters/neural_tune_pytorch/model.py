@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,16 @@ from neural_tune.evaluation import split_batch
 from neural_tune.protocols import AdapterOptions
 from neural_tune_pytorch import archive, inputs
 from neural_tune_pytorch.backend import Feed, Source
-from neural_tune_pytorch.calling import Calling, Flat, InputInfo, Style, describe, flatten, required_names
+from neural_tune_pytorch.calling import (
+    Calling,
+    Flat,
+    InputInfo,
+    Style,
+    describe,
+    flatten,
+    parameters_of,
+    required_names,
+)
 
 _HALVES = (torch.float16, torch.bfloat16, torch.float64)
 
@@ -47,11 +59,27 @@ def take(model: object, options: AdapterOptions) -> Source:
         for name, tensor in zip(names, feed, strict=True)
     )
     calling = Calling(inputs=infos, style=style)
-    tensors, structure = flatten(_called(module, calling, feed))
+    with torch.inference_mode(False), _buffers_kept(module):
+        trial = tuple(tensor.clone() for tensor in feed)  # the module may change it, and the example is the caller's
+        versions = [tensor._version for tensor in trial]  # noqa: SLF001 - torch's own count of writes
+        tensors, structure = flatten(_called(module, calling, trial))
+    infos = tuple(
+        replace(info, is_written=tensor._version != version)  # noqa: SLF001
+        for info, tensor, version in zip(infos, trial, versions, strict=True)
+    )
     if not tensors:
         raise CapabilityError("the module returns no tensor, expected at least one")
     calling = Calling(inputs=infos, style=style, outputs=structure)
     return Source(module=module, calling=calling, example=feed, notes=tuple(notes))
+
+
+def input_names(model: object) -> tuple[str, ...]:
+    """Return the names of a module's parameters, those without a default first; () for anything else than a module."""
+    if not isinstance(model, nn.Module):
+        return ()
+    module = _unwrapped(model, [])
+    required = required_names(module)
+    return (*required, *(item.name for item in parameters_of(module) if item.name not in required))
 
 
 def flat(source: Source) -> nn.Module:
@@ -203,6 +231,19 @@ def _called(module: nn.Module, calling: Calling, feed: Feed) -> Any:
             f"the float model breaks on the first batch, inputs {list(calling.names)} {how} of shapes {inputs.shapes_of(feed)}: "
             f"{type(error).__name__}: {first_line(error)}"
         ) from error
+
+
+@contextmanager
+def _buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Give buffers that a call changes (counters, caches) their values back: a trial call is none of the user's."""
+    before = [(buffer, buffer._version, buffer.clone()) for buffer in module.buffers() if not buffer.is_inference()]  # noqa: SLF001
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, version, values in before:
+                if buffer._version != version:  # noqa: SLF001
+                    buffer.copy_(values)
 
 
 def _tensors_of(module: nn.Module) -> list[Tensor]:

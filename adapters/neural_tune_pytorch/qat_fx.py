@@ -14,8 +14,7 @@ from neural_tune.values import Candidate, QuantSpec
 from neural_tune_pytorch.backend import Built
 from neural_tune_pytorch.backends import fx_plan, fx_rewrite, swap, swap_script
 from neural_tune_pytorch.backends.fx_graph import Captured, Op
-from neural_tune_pytorch.backends.fx_plan import Plan, Ranges
-from neural_tune_pytorch.backends.fx_rewrite import Place
+from neural_tune_pytorch.backends.fx_plan import Place, Plan, Ranges
 from neural_tune_pytorch.backends.swap import Grid, WeightGrid
 from neural_tune_pytorch.model import copy_of
 from neural_tune_pytorch.qat_fake_quant import FakeQuant, Trained, check_finite

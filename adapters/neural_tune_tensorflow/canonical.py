@@ -20,6 +20,7 @@ from neural_tune_tensorflow.passes.padding import merge_pads
 from neural_tune_tensorflow.passes.products import lower_products
 from neural_tune_tensorflow.passes.strip import share_reshapes, simplify_moves, strip
 from neural_tune_tensorflow.rewrite.activations import lift_activations
+from neural_tune_tensorflow.rewrite.summands import lift_sums
 
 
 def canonical(graph_def: Any, inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> Graph:
@@ -43,6 +44,8 @@ def canonical(graph_def: Any, inputs: tuple[Port, ...], outputs: tuple[Port, ...
     merge_pads(graph)
     graph.infer()
     lift_activations(graph)
+    graph.infer()
+    lift_sums(graph)
     _own_weights(graph)
     graph.infer()
     simplify_moves(graph)

@@ -52,8 +52,23 @@ class FixedSession:
             raise AdapterError(f"the model breaks on inputs of shape {shapes}: {_first_line(error)}") from error
 
     def trace(self, feed: Mapping[str, Array], tensors: Sequence[str]) -> Any:
-        """Run once and return the RunMetadata with the time of every node."""
-        options = tf.compat.v1.RunOptions(trace_level=tf.compat.v1.RunOptions.FULL_TRACE)
+        """Run once and return the RunMetadata with the time of every node.
+
+        Raises:
+            AdapterError: the graph breaks on this input.
+        """
+        return self._watched(tf.compat.v1.RunOptions(trace_level=tf.compat.v1.RunOptions.FULL_TRACE), feed, tensors)
+
+    def optimized(self, feed: Mapping[str, Array], tensors: Sequence[str]) -> list[Any]:
+        """Run once and return the nodes (NodeDef) that TensorFlow really runs, after all of its fusions.
+
+        Raises:
+            AdapterError: the graph breaks on this input.
+        """
+        metadata = self._watched(tf.compat.v1.RunOptions(output_partition_graphs=True), feed, tensors)
+        return [node for part in metadata.partition_graphs for node in part.node]
+
+    def _watched(self, options: Any, feed: Mapping[str, Array], tensors: Sequence[str]) -> Any:
         metadata = tf.compat.v1.RunMetadata()
         feeds = {full_name(name): value for name, value in feed.items()}
         try:

@@ -1,10 +1,11 @@
-"""Speed and size of dynamic, automatic and weight-only models at one thread: BERT-base, LSTM and a perceptron with random weights.
+"""Speed and size of dynamic, automatic, static and weight-only models at one thread: BERT-base, LSTM and a perceptron with random weights.
 
-    python benchmarks/onnxruntime/bench_dynamic.py [--repeats 15] [--networks bert-base lstm perceptron] [--batches 1 8]
+    python benchmarks/onnxruntime/bench_dynamic.py [--repeats 15] [--networks bert-base lstm perceptron] [--batches 1 8] [--static] [--bits]
 
 Float is what the same runtime makes of the float model with all its optimizations; stock is `quantize_dynamic` of the runtime with its
-default types (uint8 weights on some versions), and with int8 weights per channel, which is its best setting. The sessions take turns; medians of CPU time per run. Exit code 1 if
-a target is missed, or the best stock setting is more than 3 % faster than ours, on a processor with VNNI.
+default types (int8 weights per tensor), and with int8 weights per channel; with --static also `quantize_static` with uint8 activations and int8
+weights per channel, of all op types it knows. The sessions take turns; medians of CPU time per run. Exit code 1 if
+a target is missed, or the best stock setting is more than 3 % faster than the best of ours, on a processor with VNNI.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import onnxruntime
 from bench_speed import block_of, repeat
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from sequence_networks import NETWORKS, feed_of
+from stock import quantize_all
 from timing import interleaved, machine
 
 from neural_tune.protocols import AdapterOptions
@@ -38,31 +40,32 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=15, help="measurements per model and batch size, at least 5")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="batch sizes to measure")
+    parser.add_argument("--static", action="store_true", help="measure static models too")
     parser.add_argument("--bits", action="store_true", help="measure weight-only models too")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     print(f"{machine()}; onnxruntime {onnxruntime.__version__}; 1 thread")
-    good = [
-        measure(name, arguments.batches, max(5, arguments.repeats), bits=arguments.bits) for name in arguments.networks
-    ]
+    approaches = ["dynamic", "auto"]
+    approaches += [name for name, wanted in (("static", arguments.static), ("weight_only", arguments.bits)) if wanted]
+    good = [measure(name, arguments.batches, max(5, arguments.repeats), approaches) for name in arguments.networks]
     return 0 if all(good) or "vnni" not in machine() else 1
 
 
-def measure(name: str, batches: list[int], repeats: int, *, bits: bool) -> bool:
+def measure(name: str, batches: list[int], repeats: int, approaches: list[str]) -> bool:
     """Print the lines of one network; return whether the targets hold (speed is judged at batch 1)."""
     make, faster, smaller = NETWORKS[name]
     with tempfile.TemporaryDirectory(prefix="nt-bench-") as folder:
         source = Path(folder) / "float.onnx"
         model = make()
         onnx.save(model, source)
-        sessions, sizes = contestants(source, model, Path(folder), bits=bits)
+        sessions, sizes = contestants(source, model, Path(folder), approaches)
         ratio = sizes["float"] / sizes["dynamic"]
         good = ratio >= smaller
         print(f"{name:10} size {ratio:5.2f}x smaller (target {smaller}) {'PASS' if good else 'FAIL'}")
         for batch in batches:
             found = speed(sessions, feed_of(model, batch), repeats)
-            best = max(found["stock"], found["stock int8"])
-            ours = max(found["dynamic"], found["auto"])
+            best = max(value for key, value in found.items() if key.startswith("stock"))
+            ours = max(value for key, value in found.items() if key in approaches)
             reached = ours >= faster and ours >= LATENCY_SLACK * best
             shown = "  ".join(f"{key} {value:.2f}x" for key, value in found.items())
             verdict = f"(target {faster}) {'PASS' if reached else 'FAIL'}" if batch == 1 else ""
@@ -72,19 +75,19 @@ def measure(name: str, batches: list[int], repeats: int, *, bits: bool) -> bool:
 
 
 def contestants(
-    source: Path, model: onnx.ModelProto, folder: Path, *, bits: bool
+    source: Path, model: onnx.ModelProto, folder: Path, approaches: list[str]
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """Return sessions and sizes by name; "float" is the runtime's own session of the float model."""
     sessions: dict[str, Any] = {}
     sizes: dict[str, int] = {"float": source.stat().st_size}
-    for approach in ("dynamic", "auto", *(("weight_only",) if bits else ())):
+    for approach in approaches:
         held = ADAPTER.load(str(source), AdapterOptions(approach=approach))
         space = TuningSpace.of(ADAPTER.query(held))
         if "float" not in sessions:
             sessions["float"] = ADAPTER.native(ADAPTER.build(held, FLOAT_CANDIDATE, None, threads=1))
         statistics = None
-        if approach == "auto":
-            statistics = ADAPTER.calibrate(held, [feed_of(model, 2)], folder / "statistics")
+        if approach in ("auto", "static"):
+            statistics = ADAPTER.calibrate(held, [feed_of(model, 2)], folder / f"statistics-{approach}")
         for label, candidate in candidates(approach, space).items():
             built = ADAPTER.build(held, candidate, statistics, threads=1)
             sessions[label], sizes[label] = ADAPTER.native(built), ADAPTER.size(built)
@@ -92,6 +95,9 @@ def contestants(
         target = folder / f"{label}.onnx"
         quantize_dynamic(str(source), str(target), **types)
         sessions[label], sizes[label] = session_of(target), target.stat().st_size
+    if "static" in approaches:
+        target = quantize_all(source, folder / "stock-static.onnx", feed_of(model, 2))
+        sessions["stock static"], sizes["stock static"] = session_of(target), target.stat().st_size
     return sessions, sizes
 
 

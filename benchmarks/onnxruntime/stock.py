@@ -1,14 +1,14 @@
-"""The runtime's own tool, told to do what our adapter does by default, from our ranges."""
+"""The runtime's own static tool: told to do what our adapter does by default, from our ranges; and left to itself."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.calibrate import TensorData, TensorsData, save_tensors_data
 
 from neural_tune.calibration import Statistics
@@ -42,3 +42,21 @@ def stock_session(path: Path, cache: Path, folder: Path, floats: Sequence[str]) 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(str(target), options, providers=["CPUExecutionProvider"])
+
+
+class Reader(CalibrationDataReader):
+    """Hands batches to the tool."""
+
+    def __init__(self, feeds: Iterable[Mapping[str, np.ndarray]]) -> None:
+        self._feeds = iter(feeds)
+
+    def get_next(self) -> Mapping[str, np.ndarray] | None:
+        """Return the next batch, None at the end."""
+        return next(self._feeds, None)
+
+
+def quantize_all(path: Path, target: Path, feed: Mapping[str, np.ndarray]) -> Path:
+    """Write the int8 model of every op type the tool knows, with the fast types of x86, and return its path."""
+    types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True}
+    quantize_static(str(path), str(target), Reader([feed]), quant_format=QuantFormat.QDQ, **types)
+    return target

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from contract import compare
-from judge import runner
+from judge import digest, runner
 from tasks import CACHE, TASKS, prepare
 
 COLUMNS = ("task", "ours", "peer", "ours is faster by (batch; quartiles)")
@@ -53,18 +53,31 @@ def peers(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def duel(name: str, ours: dict[str, Any], peer: dict[str, Any]) -> Iterator[str]:
-    """Yield a line of the table; its file may be gone, since every new run of run.py writes its models into the same folders."""
+    """Yield a line of the table: the ratio, or why the two are not timed."""
+    head = f"| {name} | {ours['contestant']} | {peer['contestant']}"
+    why = next(filter(None, map(stale, (ours, peer))), "")
+    if why:
+        yield f"{head} | not timed: {why} |"
+        return
     task = prepare(name)
     first, second = Path(peer["artifact"]), Path(ours["artifact"])
-    if not (first.exists() and second.exists()):
-        return
     run_peer, run_ours = runner(first), runner(second)
     found = {size: compare(run_peer, run_ours, task, size) for size in task.batches}
     shown = "; ".join(
         f"{each['ratio']:.2f} ({size}; {each['quartile_low']:.2f}-{each['quartile_high']:.2f})"
         for size, each in found.items()
     )
-    yield f"| {name} | {ours['contestant']} | {peer['contestant']} | {shown} |"
+    yield f"{head} | {shown} |"
+
+
+def stale(row: dict[str, Any]) -> str:
+    """Return why the model of a row cannot be timed for it, "" where it can: every new run of run.py writes its models into the same folders."""
+    model, judged = Path(row["artifact"]), row.get("artifact_sha256", "")
+    if not model.exists():
+        return f"the model of {row['contestant']} is gone"
+    if not judged:
+        return f"the row of {row['contestant']} does not say which file was judged; repeat run.py"
+    return "" if digest(model) == judged else f"the model of {row['contestant']} is that of another run; repeat run.py"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ it; one in another format is judged by the outputs that the contestant stored an
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -76,6 +77,7 @@ def judge(task: Task, folder: Path, found: dict[str, Any]) -> dict[str, Any]:
         products, floats = running_products(task.model), running_products(Path(found["artifact"]))
         return {
             **drop(task, before, after),
+            "artifact_sha256": digest(Path(found["artifact"])),
             "products": sum(products.values()),
             "float_running": sum(count for kind, count in floats.items() if kind in FLOAT_PRODUCTS),
             "int8_running": sum(count for kind, count in floats.items() if kind in INT8_PRODUCTS),
@@ -122,6 +124,11 @@ def drop(task: Task, before: Array, after: Array) -> dict[str, Any]:
         "worse": entry.worse,
         "better": entry.better,
     }
+
+
+def digest(model: Path) -> str:
+    """Return what tells the file from another one of the same name."""
+    return hashlib.sha256(model.read_bytes()).hexdigest()[:16]
 
 
 def runner(model: Path) -> Run:

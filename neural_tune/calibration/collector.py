@@ -39,7 +39,8 @@ class Collector:
         if not values.size:
             return
         if values.dtype not in _EXACT:
-            values = values.astype(np.float32)
+            with np.errstate(over="ignore"):  # what single precision cannot hold is infinite, as below
+                values = values.astype(np.float32)
         low, high = float(values.min()), float(values.max())
         if math.isnan(low):  # NaN wins over everything, infinities too
             raise DataError(

@@ -80,7 +80,12 @@ def _bench(arguments: argparse.Namespace) -> int:
     if arguments.json:
         show_json({"batch_size": batch_size, "threads": arguments.threads, "models": rows})
     else:
+        is_chosen = arguments.batch_size is None and not arguments.data
         _show(rows, batch_size, arguments.threads)
+        if is_chosen:
+            show(
+                "another batch gives other ratios: --batch-size N; the figure of a run was taken at that run's own batch"
+            )
     return MET
 
 

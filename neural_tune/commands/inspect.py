@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from neural_tune.commands.outcome import MET, Commands, show, show_json
 from neural_tune.errors import ConfigError
 
 if TYPE_CHECKING:
+    from neural_tune.protocols import AnyAdapter, InputSpec
     from neural_tune.space import TuningSpace
 
 
@@ -31,7 +33,7 @@ def add(commands: Commands) -> None:
         action="append",
         default=[],
         metavar="INPUT=LENGTHS",
-        help="for PyTorch: such as x=1,3,224,224 or ids=1,128:int64",
+        help="needed for PyTorch modules: such as x=1,3,224,224 or ids=1,128:int64, by the names in forward",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(command=_inspect)
@@ -55,15 +57,17 @@ def model_of(text: str, what: str) -> object:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     from neural_tune import plugins  # noqa: PLC0415
+    from neural_tune.made_inputs import blaming_names, parse_shapes  # noqa: PLC0415
     from neural_tune.protocols import AdapterOptions, TabulatesFormats  # noqa: PLC0415
     from neural_tune.space import TuningSpace  # noqa: PLC0415
 
     model = model_of(arguments.model, "inspect")
     adapter = plugins.adapter_for(model, arguments.framework)
-    options = AdapterOptions(
-        approach=arguments.approach, backend=arguments.backend, example=_example(arguments.shape), has_data=True
-    )
-    held = adapter.load(model, options)
+    shapes = parse_shapes(arguments.shape)
+    example = _example(adapter, model, shapes)
+    options = AdapterOptions(approach=arguments.approach, backend=arguments.backend, example=example, has_data=True)
+    with blaming_names(adapter, model, shapes):
+        held = adapter.load(model, options)
     space = TuningSpace.of(adapter.query(held))
     formats = adapter.matrix(held) if isinstance(adapter, TabulatesFormats) else ()
     if arguments.json:
@@ -84,11 +88,20 @@ def _inspect(arguments: argparse.Namespace) -> int:
     return MET
 
 
-def _example(shapes: list[str]) -> object:
-    """Return a made-up batch for frameworks that capture a model by calling it; None where nobody gave shapes."""
-    from neural_tune.made_inputs import parse_shapes, random_inputs  # noqa: PLC0415
+def _example(adapter: AnyAdapter, model: object, shapes: Mapping[str, InputSpec]) -> object:
+    """Return a made-up batch for a model that is captured by calling it; None where that is not needed.
 
-    return random_inputs(tuple(parse_shapes(shapes).values()), 1) if shapes else None
+    Raises:
+        ConfigError: it is needed, and nobody gave shapes.
+    """
+    from neural_tune.made_inputs import random_inputs, unknown_shapes  # noqa: PLC0415
+    from neural_tune.protocols import CapturesByExample  # noqa: PLC0415
+
+    if shapes:
+        return random_inputs(tuple(shapes.values()), 1)
+    if isinstance(adapter, CapturesByExample) and getattr(model, "example_inputs", None) is None:
+        raise unknown_shapes(adapter, model)
+    return None
 
 
 def _space_as_data(space: TuningSpace) -> dict[str, Any]:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from neural_tune.check import CheckReport, Tolerance
     from neural_tune.command_record import CommandRecord
     from neural_tune.lock import Lock
-    from neural_tune.preparation import Task
     from neural_tune.protocols import Reporter
     from neural_tune.stored_model import StoredModel
+    from neural_tune.task import Task
 
 
 def add(commands: Commands) -> None:

@@ -14,9 +14,9 @@ from neural_tune.errors import ConfigError, PluginError
 def add(commands: Commands) -> None:
     """Describe the command."""
     parser = commands.add_parser(
-        "report", help="write the HTML report of a run", description="Write one self-contained HTML page about a run."
+        "report", help="write the HTML report of a run", description="Write one self-contained HTML page for each run."
     )
-    parser.add_argument("run", metavar="RUN", type=Path, help="the directory of the run")
+    parser.add_argument("run", metavar="RUN", type=Path, nargs="+", help="directories of runs")
     parser.add_argument(
         "--serve", action="store_true", help="serve the page on this machine and refresh it while the run is under way"
     )
@@ -28,14 +28,19 @@ def add(commands: Commands) -> None:
 def _report(arguments: argparse.Namespace) -> int:
     from neural_tune.run_directory import RunDirectory  # noqa: PLC0415
 
-    RunDirectory.existing(arguments.run)
+    runs: list[Path] = arguments.run
+    for run in runs:
+        RunDirectory.existing(run)
     if arguments.serve:
-        return _serve(arguments.run, arguments.port)
-    page = _module("neural_tune.report.html", arguments.run).write(arguments.run)
+        if len(runs) > 1:
+            raise ConfigError(f"report --serve: found {len(runs)} runs, expected one")
+        return _serve(runs[0], arguments.port)
+    pages = [_module("neural_tune.report.html", run).write(run) for run in runs]
     if arguments.json:
-        show_json({"report": str(page)})
+        # One run keeps the form of before; several are told apart by a list.
+        show_json({"report": str(pages[0])} if len(pages) == 1 else {"reports": [str(page) for page in pages]})
     else:
-        show(f"the report of {arguments.run} is {page}")
+        show(*(f"the report of {run} is {page}" for run, page in zip(runs, pages, strict=True)))
     return MET
 
 

@@ -11,8 +11,11 @@ from neural_tune.evaluation.data import (
     split_batch,
     to_numpy,
 )
-from neural_tune.evaluation.evaluator import Evaluator, FunctionEvaluator, MetricEvaluator, directed
+from neural_tune.evaluation.directions import directed
+from neural_tune.evaluation.evaluator import Evaluator
+from neural_tune.evaluation.function_evaluator import FunctionEvaluator
 from neural_tune.evaluation.metric import Metric, MetricInfo
+from neural_tune.evaluation.metric_evaluator import MetricEvaluator
 from neural_tune.evaluation.metrics import metric, metrics
 from neural_tune.evaluation.result import Evaluation
 from neural_tune.evaluation.sanity import check_baseline, check_outputs

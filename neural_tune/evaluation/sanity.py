@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 
 from neural_tune.evaluation.data import members, to_numpy
+from neural_tune.evaluation.metric import Metric
 from neural_tune.evaluation.result import Evaluation
 from neural_tune.protocols import AnyAdapter, Inputs
 
 _RELATIVE = 1e-6
+# An accuracy on fewer samples says too little to be called chance.
+_ENOUGH = 50
+_ACCURACY = "sklearn.metrics.accuracy_score"
 
 
 def check_baseline(evaluation: Evaluation) -> list[str]:
@@ -23,6 +27,28 @@ def check_baseline(evaluation: Evaluation) -> list[str]:
         for name, value in evaluation.metrics.items()
         if not math.isfinite(value)
     ]
+
+
+def near_chance(metric: Metric, value: float, labels: object) -> str:
+    """Return a notice about an accuracy that is no better than answering the commonest class every time; "" for any other.
+
+    "No better" is: less than two standard errors above. Only accuracies over one class number per sample are looked at.
+    """
+    leaves_out = "ignore_index" in metric.spec and "'ignore_index': None" not in metric.spec
+    if metric.library != _ACCURACY or leaves_out:
+        return ""
+    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu" or labels.size != len(labels):
+        return ""
+    counts = np.unique(labels, return_counts=True)[1]
+    if len(counts) < 2 or len(labels) < _ENOUGH:
+        return ""
+    share = float(counts.max()) / len(labels)
+    if value > share + 2.0 * math.sqrt(share * (1.0 - share) / len(labels)):
+        return ""
+    return (
+        f"{metric.name} of the float model is {value:.4f}, and {share:.4f} is had by always answering the commonest class: "
+        "check the preprocessing and the numbering of the labels"
+    )
 
 
 def check_outputs(adapter: AnyAdapter, built: Any, inputs: Inputs) -> list[str]:

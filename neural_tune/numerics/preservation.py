@@ -17,11 +17,24 @@ SAMPLES = 32
 
 
 def difference(before: Iterable[Outputs], after: Iterable[Outputs]) -> float:
-    """Return the largest relative L2 difference of an output, batch by batch; infinite where the outputs after the change are not finite."""
-    worst = 0.0
-    for expected, found in zip(before, after, strict=True):
-        for one, two in zip(expected, found, strict=True):
-            exact, changed = np.asarray(one, np.float64), np.asarray(two, np.float64)
-            distance = float(np.linalg.norm((changed - exact).ravel())) if np.isfinite(changed).all() else float("inf")
-            worst = max(worst, distance / max(float(np.linalg.norm(exact.ravel())), np.finfo(np.float64).tiny))
-    return worst
+    """Return the largest relative L2 difference of an output, batch by batch.
+
+    Values that are not finite (the infinities of a mask) must be the same; infinite where they are not, and where there was no batch to prove it on.
+    """
+    pairs = [
+        (one, two)
+        for expected, found in zip(before, after, strict=True)
+        for one, two in zip(expected, found, strict=True)
+    ]
+    return max(
+        (_distance(np.asarray(one, np.float64), np.asarray(two, np.float64)) for one, two in pairs),
+        default=float("inf"),
+    )
+
+
+def _distance(exact: NDArray[np.float64], changed: NDArray[np.float64]) -> float:
+    finite = np.isfinite(exact)
+    if not np.array_equal(exact[~finite], changed[~finite], equal_nan=True) or not np.isfinite(changed[finite]).all():
+        return float("inf")
+    distance = float(np.linalg.norm(changed[finite] - exact[finite]))
+    return distance / max(float(np.linalg.norm(exact[finite])), float(np.finfo(np.float64).tiny))

@@ -72,10 +72,11 @@ class Bar:
             self._progress.reset(self._pass, description=f"trial {number}", total=None, text="building")
 
     def samples(self, event: events.SamplesDone) -> None:
-        """Samples of a pass were run."""
+        """Samples of a pass, or probes, were run."""
         if self._pass is None:
             return
-        text = f"{event.done} of {event.total} samples" if event.total else f"{event.done} samples"
+        unit = "probes" if event.stage == "probes" else "samples"
+        text = f"{event.done} of {event.total} {unit}" if event.total else f"{event.done} {unit}"
         name = f"trial {event.trial}" if event.trial else _STAGES.get(event.stage, event.stage)
         is_due = time.monotonic() - self._drawn > _REDRAW_SECONDS or event.done == event.total
         self._update(self._pass, event.done, event.total or None, text, description=name, is_due=is_due)

@@ -155,7 +155,8 @@ def describe_trial(result: TrialResult, history: History) -> str:
         f"{name} {words.metric(value)}"
         + (f" (loss {words.loss(name, losses[name], history.criterion)})" if name in losses else "")
         for name, value in values.items()
-        if math.isfinite(value)  # a metric that is no mean over samples has no bound
+        # A metric that is no mean over samples has no bound; one that was measured and is no number must be seen.
+        if math.isfinite(value) or result.metrics
     ]
     if result.status is TrialStatus.REJECTED:
         share = f"{result.passes:.0%}".replace("%", " %")

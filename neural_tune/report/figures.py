@@ -89,7 +89,7 @@ def effort(record: RunRecord) -> Figure | None:
         for stage in stages
     ]
     layout = _layout("seconds", "")
-    layout |= {"barmode": "stack", "height": 120 + 26 * len(numbers)}
+    layout |= {"barmode": "stack", "height": 140 + 26 * len(numbers)}
     layout["yaxis"] |= {"autorange": "reversed", "type": "category"}
     return {"data": data, "layout": layout}
 
@@ -115,8 +115,8 @@ def sensitivity(insight: Insight | None, precision: Mapping[str, str]) -> Figure
         "marker": {"color": colors},
         "hovertemplate": "%{y}<br>moves the outputs by %{x:.2g} of their variance<extra></extra>",
     }
-    layout = _layout("share of the outputs' variance (log)", "")
-    layout |= {"height": 120 + 20 * len(worst), "showlegend": False}
+    layout = _layout("share of the outputs' variance (log)", "", has_legend=False)
+    layout["height"] = 120 + 20 * len(worst)
     layout["xaxis"] |= {"type": "log", "exponentformat": "power"}
     layout["yaxis"] |= {"autorange": "reversed", "type": "category"}
     return {"data": [bars], "layout": layout}
@@ -127,7 +127,7 @@ def latency_gain(insight: Insight | None) -> Figure | None:
     profile = insight.latency if insight else None
     if profile is None:
         return None
-    gains = {op: profile.float_ms.get(op, 0.0) - after for op, after in profile.int8_ms.items()}
+    gains = {op: profile.float_ms[op] - after for op, after in profile.int8_ms.items() if op in profile.float_ms}
     most = sorted((op for op in gains if gains[op]), key=lambda op: -abs(gains[op]))[:_MOST_BARS]
     if not most:
         return None
@@ -140,10 +140,9 @@ def latency_gain(insight: Insight | None) -> Figure | None:
         "marker": {"color": [GOOD if gains[op] > 0 else BAD for op in most]},
         "hovertemplate": "%{y}<br>%{x:.3g} ms<extra></extra>",
     }
-    layout = _layout(
-        f"ms gained by quantization (batch {profile.batch_size}, {words.plural(profile.threads, 'thread')})", ""
-    )
-    layout |= {"height": 120 + 20 * len(most), "showlegend": False}
+    unit = f"ms gained (batch {profile.batch_size}, {words.plural(profile.threads, 'thread')})"
+    layout = _layout(unit, "", has_legend=False)
+    layout["height"] = 120 + 20 * len(most)
     layout["yaxis"] |= {"autorange": "reversed", "type": "category"}
     return {"data": [bars], "layout": layout}
 
@@ -159,8 +158,8 @@ def histogram(seen: ObservedTensor) -> Figure:
         "marker": {"color": ACCENT},
         "hovertemplate": "%{x:.4g}: %{y} values<extra></extra>",
     }
-    layout = _layout("value", "values seen (log)")
-    layout |= {"bargap": 0, "showlegend": False, "height": 320}
+    layout = _layout("value", "values seen (log)", has_legend=False)
+    layout |= {"bargap": 0, "height": 320}
     layout["yaxis"] |= {"type": "log", "exponentformat": "power"}
     layout["shapes"] = [
         {
@@ -269,14 +268,16 @@ def _with_criterion(layout: Figure, criterion: AccuracyCriterion, metric: str, b
     return layout
 
 
-def _layout(x: str, y: str) -> Figure:
+def _layout(x: str, y: str, *, has_legend: bool = True) -> Figure:
     return {
         "xaxis": {"title": {"text": x}, "automargin": True},
         "yaxis": {"title": {"text": y}, "automargin": True},
-        "margin": {"t": 24, "r": 16, "b": 48, "l": 48},
+        "margin": {"t": 24, "r": 16, "b": 80 if has_legend else 48, "l": 48},
         "height": 380,
         "hovermode": "closest",
-        "legend": {"orientation": "h", "y": -0.25},
+        "showlegend": has_legend,
+        # Below the title of the axis, in a plot of any height.
+        "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
     }
 
 

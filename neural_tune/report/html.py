@@ -237,11 +237,12 @@ def _op_section(record: RunRecord, outcome: Outcome) -> Iterable[str]:
             f"<td>{_text(op.type)}</td>",
             f"<td>{_text(op.precision)}</td>",
             f"<td>{_text(op.reason)}</td>",
-            f'<td class="number">{f"{moved[op.name]:.2g}" if op.name in moved else ""}</td>',
+            *((f'<td class="number">{f"{moved[op.name]:.2g}" if op.name in moved else ""}</td>',) if moved else ()),
             *(f'<td class="number">{time}</td>' for time in times),
         )
         rows.append(f'<tr class="{kind}"{attributes}>{"".join(cells)}</tr>')
-    headers = ("op", "type", "precision", "why", "sensitivity", *(("float ms", "quantized ms") if profile else ()))
+    probed = (*(("sensitivity",) if moved else ()), *(("float ms", "quantized ms") if profile else ()))
+    headers = ("op", "type", "precision", "why", *probed)
     yield _table(headers, rows)
     if outcome.counts:
         counts = ", ".join(f"{name} {value:g}" for name, value in outcome.counts.items())
@@ -259,15 +260,20 @@ def _environment(record: RunRecord) -> Iterable[str]:
     ]
     yield _table((), [f'<tr><th>{_text(name)}</th><td class="name">{_text(value)}</td></tr>' for name, value in rows])
     folder = shlex.quote(str(record.directory))
-    yield f"<pre>{_text(_commands(folder, done=record.outcome is not None and bool(record.outcome.artifact)))}</pre>"
+    commands = _commands(folder, done=record.outcome is not None and bool(record.outcome.artifact))
+    lines = "\n".join(map(_text, commands))
+    yield f"<pre>{lines}</pre>"
 
 
-def _commands(folder: str, *, done: bool) -> str:
+def _commands(folder: str, *, done: bool) -> tuple[str, ...]:
+    """Return lines for a shell: what goes on with the run, or gives its model again."""
     if not done:
-        return f"neural-tune resume {folder}    # go on with this run"
+        return "# go on with this run", f"neural-tune resume {folder}"
     return (
-        f"neural-tune apply {folder}/recipe.yaml MODEL    # the same candidate on the float model, without a search\n"
-        f'python -c "import neural_tune; model = neural_tune.load({folder!r})"    # the model of this run'
+        "# the same candidate on the float model, without a search",
+        f"neural-tune apply {folder}/recipe.yaml MODEL",
+        "# the model of this run",
+        f'python -c "import neural_tune; model = neural_tune.load({folder!r})"',
     )
 
 

@@ -3,7 +3,7 @@
     run_started      job, run_directory, strategy, framework, runtime_version, instruction_set, ops, quantizable, groups,
                      candidates (text, it may be huge), resumed_trials, notices
     stage_started    stage: calibration | baseline | probes | search | certificate | measure
-    samples_done     stage, trial (0: baseline or calibration), done, total (0: unknown); at most ten a second and trial
+    samples_done     stage, trial (0: baseline or probes), done, total (0: unknown; both count probes in that stage); at most ten a second and trial
     search_planned   metrics, objectives (both of the float model), expected_trials, worst_trials, max_trials, eta_seconds, worst_seconds
     trial_started    trial, digest, strategy, reason
     trial_finished   trial, digest, status, is_accepted, reason, metrics, bounds, losses, objectives, passes, durations, error, reused,

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from neural_tune import calibration
+from neural_tune.calibration import Collector, Statistics
 from neural_tune.errors import AdapterError, CapabilityError, ConfigError, DataError
 from neural_tune.plugins import AdapterPlugin
 from neural_tune.protocols import AdapterOptions, BuildReport, Inputs, OpOutcome, Outputs
@@ -23,7 +25,6 @@ from neural_tune.testing.toy_artifact import artifact_size, read_artifact, write
 from neural_tune.testing.toy_curvature import mean_traces, weight_errors
 from neural_tune.testing.toy_layers import Dense, FloatDense, Grid, IntegerDense, ToyBuilt
 from neural_tune.testing.toy_model import SUFFIX, Floats, ToyModel
-from neural_tune.testing.toy_statistics import TensorStatistics, ToyStatistics
 from neural_tune.testing.toy_training import ToyTrainee, ToyTraining
 from neural_tune.values import (
     FLOAT,
@@ -117,31 +118,28 @@ class ToyAdapter:
             inputs=("x",),
         )
 
-    def calibrate(self, model: ToyHold, batches: Iterable[Inputs], directory: Path) -> ToyStatistics:
+    def calibrate(self, model: ToyHold, batches: Iterable[Inputs], directory: Path) -> Statistics:
         """Run the float model over `batches` once and take the range of every layer's input."""
-        found = {name: TensorStatistics() for name in model.tensors}
-        count = 0
+        collector = Collector()
         for inputs in batches:
             values = _floats(inputs, model.model.weights[0].shape[0])
             for name, layer in zip(model.tensors, _float_layers(model.model), strict=True):
-                found[name].add(values)
+                collector.see(name, values)
                 values = np.maximum(layer.accumulate(values), 0.0)
-            count += 1
-        if not count:
-            raise DataError("calibration data: found no batch, expected at least one")
-        statistics = ToyStatistics(self.fingerprint(model), found)
-        statistics.write(directory)
+            collector.end_batch()
+        statistics = collector.statistics()
+        calibration.save(statistics, directory, key=self.fingerprint(model))
         return statistics
 
-    def load_statistics(self, model: ToyHold, directory: Path) -> ToyStatistics | None:
+    def load_statistics(self, model: ToyHold, directory: Path) -> Statistics | None:
         """Return the statistics below `directory` if they are this model's."""
-        return ToyStatistics.read(directory, self.fingerprint(model), model.tensors)
+        return calibration.load(directory, key=self.fingerprint(model))
 
     def build(
         self,
         model: ToyHold,
         candidate: Candidate,
-        statistics: ToyStatistics | None,
+        statistics: Statistics | None,
         threads: int | None = None,  # noqa: ARG002 - protocol
     ) -> ToyBuilt:
         """Return the integer model of `candidate`. `threads` is ignored: numpy's are set by the environment."""
@@ -160,20 +158,18 @@ class ToyAdapter:
                 raise AdapterError(f"toy: {layer.name} was told to fail when it is quantized")
             spec = config.activation
             observer, percentile = observers.get(tensor, (spec.observer, spec.percentile))
-            grid = Grid.of(spec, *statistics.tensors[tensor].range(observer, percentile))
+            grid = Grid.of(spec, statistics, tensor, observer, percentile)
             layers.append(IntegerDense.of(layer, config, grid, fault))
         return ToyBuilt(tuple(layers))
 
-    def training(self, model: ToyHold, candidate: Candidate, statistics: ToyStatistics | None) -> ToyTraining:
+    def training(self, model: ToyHold, candidate: Candidate, statistics: Statistics | None) -> ToyTraining:
         """Return a copy that trains itself with fake_quant; see `ToyTrainee.fit`."""
         _check_candidate(self.query(model), model, candidate)
-        ranges = dict(statistics.tensors) if statistics else {}
 
-        def finish(trained: ToyModel, seen: dict[str, TensorStatistics]) -> ToyBuilt:
-            hold = replace(model, model=trained)
-            return self.build(hold, candidate, ToyStatistics(self.fingerprint(hold), seen))
+        def finish(trained: ToyModel, seen: Statistics) -> ToyBuilt:
+            return self.build(replace(model, model=trained), candidate, seen)
 
-        return ToyTraining(ToyTrainee(model.model.copy(), model.tensors, candidate, ranges), finish)
+        return ToyTraining(ToyTrainee(model.model.copy(), model.tensors, candidate, statistics), finish)
 
     def hessian_traces(self, model: ToyHold, batches: Sequence[Inputs], seed: int) -> FrozenMap[float]:  # noqa: ARG002 - nothing is drawn
         """Return the mean Hessian trace of every Dense, exactly."""

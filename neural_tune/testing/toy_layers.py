@@ -15,8 +15,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from neural_tune.calibration import Statistics
 from neural_tune.testing.toy_model import Floats
-from neural_tune.values import DType, Granularity, OpConfig, QuantSpec
+from neural_tune.values import DType, Granularity, Observer, OpConfig, QuantSpec
 
 Integers: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -31,10 +32,15 @@ class Grid:
     high: int
 
     @classmethod
-    def of(cls, spec: QuantSpec, minimum: float, maximum: float) -> Grid:
-        """Return the grid of `spec` for values from `minimum` <= 0 to `maximum` >= 0."""
+    def of(
+        cls, spec: QuantSpec, seen: Statistics, tensor: str, observer: Observer, percentile: float | None = None
+    ) -> Grid:
+        """Return the grid of `spec` over the range that `observer` takes of what was seen of `tensor`; 0 is always on it."""
         bits = 7 if spec.reduce_range else 8
-        if spec.dtype is DType.INT8:
+        is_symmetric = spec.dtype is DType.INT8
+        low, top = seen.range_of(tensor, observer, percentile, symmetric=is_symmetric, levels=2**bits)
+        minimum, maximum = min(low, 0.0), max(top, 0.0)
+        if is_symmetric:
             high = 2 ** (bits - 1) - 1
             return cls(max(-minimum, maximum) / high or 1.0, 0, -high, high)
         high = 2**bits - 1

@@ -10,20 +10,20 @@ from typing import Any
 
 import numpy as np
 
+from neural_tune.calibration import Collector, Statistics
 from neural_tune.errors import AdapterError
 from neural_tune.testing.toy_layers import FloatDense, Grid, IntegerDense, ToyBuilt
 from neural_tune.testing.toy_model import Floats, ToyModel
-from neural_tune.testing.toy_statistics import TensorStatistics
 from neural_tune.values import Candidate, OpConfig
 
-Finish = Callable[[ToyModel, dict[str, TensorStatistics]], ToyBuilt]
+Finish = Callable[[ToyModel, Statistics], ToyBuilt]
 
 
 class ToyTrainee:
     """What a `train_func` gets: a model that trains itself on (inputs, labels) with the integers of its layers in mind."""
 
     def __init__(
-        self, model: ToyModel, tensors: tuple[str, ...], candidate: Candidate, ranges: dict[str, TensorStatistics]
+        self, model: ToyModel, tensors: tuple[str, ...], candidate: Candidate, ranges: Statistics | None
     ) -> None:
         self.model = model
         self.tensors = tensors
@@ -38,13 +38,14 @@ class ToyTrainee:
         """Train by stochastic gradient descent on the cross-entropy; every epoch takes the ranges that the one before saw."""
         generator = np.random.default_rng(seed)
         for _ in range(epochs):
-            seen = {name: TensorStatistics() for name in self.tensors}
+            seen = Collector()
             for chosen in np.array_split(generator.permutation(len(labels)), max(1, len(labels) // 50)):
                 self._step(inputs[chosen], labels[chosen], rate, seen)
-            self.ranges = seen
+            self.ranges = seen.statistics()
 
-    def _step(self, inputs: Floats, labels: Any, rate: float, seen: dict[str, TensorStatistics]) -> None:
+    def _step(self, inputs: Floats, labels: Any, rate: float, seen: Collector) -> None:
         layers, logits, used = self._forward(inputs, seen)
+        seen.end_batch()
         slope = np.exp(logits - logits.max(axis=1, keepdims=True))
         slope /= slope.sum(axis=1, keepdims=True)
         slope[np.arange(len(labels)), labels] -= 1.0
@@ -55,19 +56,18 @@ class ToyTrainee:
             self.model.weights[place] -= (rate * weight).astype(np.float32)
             self.model.biases[place] -= (rate * bias).astype(np.float32)
 
-    def _forward(
-        self, values: Floats, seen: dict[str, TensorStatistics] | None
-    ) -> tuple[list[Floats], Floats, list[Floats]]:
+    def _forward(self, values: Floats, seen: Collector | None) -> tuple[list[Floats], Floats, list[Floats]]:
         """Return the input of every layer, the logits, and the weights that were used."""
         layers: list[Floats] = []
         used: list[Floats] = []
         for place, name in enumerate(self.model.dense_names):
-            if seen is not None:
-                seen[self.tensors[place]].add(values)
+            tensor = self.tensors[place]
+            if seen is not None and np.isfinite(values).all():  # a training that diverges is refused in the end
+                seen.see(tensor, values)
             layer = FloatDense(
                 name, self.model.weights[place], self.model.biases[place], self._candidate.config_of(name)
             )
-            values, weight = _fake_quant(layer, self.ranges.get(self.tensors[place]), values)
+            values, weight = _fake_quant(layer, self.ranges, tensor, values)
             layers.append(values)
             used.append(weight)
             values = values @ weight + layer.bias
@@ -88,23 +88,27 @@ class ToyTraining:
         trainee = self.model
         if not all(np.isfinite(array).all() for array in (*trainee.model.weights, *trainee.model.biases)):
             raise AdapterError("training left weights that are not finite; lower the learning rate")
-        if set(trainee.tensors) - set(trainee.ranges):
+        if trainee.ranges is None or set(trainee.tensors) - set(trainee.ranges.tensors):
             raise AdapterError(
                 "no activation range: nothing was calibrated, and train_func never called fit on its model"
             )
         return self._finish(trainee.model, trainee.ranges)
 
 
-def _fake_quant(layer: FloatDense, seen: TensorStatistics | None, values: Floats) -> tuple[Floats, Floats]:
+def _fake_quant(layer: FloatDense, seen: Statistics | None, tensor: str, values: Floats) -> tuple[Floats, Floats]:
     """Return inputs and weights on their grids; a range that is not known yet leaves the inputs as they are."""
     config: OpConfig = layer.config
     if config.is_float or config.activation is None:
         return values, layer.weight
     spec = config.activation
-    grid = Grid(1.0, 0, 0, 255) if seen is None else Grid.of(spec, *seen.range(spec.observer, spec.percentile))
-    integer = IntegerDense.of(layer, config, grid)
-    weight = integer.weight.astype(np.float32) * integer.weight_scale
-    if seen is None:
-        return values, weight
+    if seen is None or tensor not in seen.tensors:
+        return values, _on_grid(IntegerDense.of(layer, config, Grid(1.0, 0, 0, 255)))
+    grid = Grid.of(spec, seen, tensor, spec.observer, spec.percentile)
     codes = grid.quantize(values).astype(np.float32)
+    weight = _on_grid(IntegerDense.of(layer, config, grid))
     return (codes - grid.zero_point) * np.float32(grid.scale), weight
+
+
+def _on_grid(integer: IntegerDense) -> Floats:
+    """Return the weights that the integers stand for."""
+    return integer.weight.astype(np.float32) * integer.weight_scale

@@ -15,7 +15,8 @@ class LatencyProfile:
     """Time per op in both precisions, from two profiled runs, and what it costs to cross between them.
 
     Attributes:
-        float_ms: Op -> milliseconds in the float model; ops that cost nothing measurable may be missing.
+        float_ms: Op -> milliseconds in the float model; ops that cost nothing measurable may be missing. An anchor that is missing was not
+            found: its time is unknown, not 0.
         int8_ms: Op -> milliseconds in the full int8 model, 0 for what is folded away there; an op that is missing has its float time.
         border_ms: Tensor -> milliseconds to quantize it, where a float op writes it and int8 ops read it.
         leave_ms: Tensor -> milliseconds to dequantize it, where an int8 op writes it and float ops read it; a tensor that is missing
@@ -31,6 +32,19 @@ class LatencyProfile:
     batch_size: int = 1
     threads: int = 1
 
+    def times(self, op: OpCapability) -> tuple[float, float]:
+        """Return the milliseconds of an op in float and in int8; an anchor of which only one is known counts as equally fast in both."""
+        in_int8 = self.int8_ms.get(op.name)
+        unseen = in_int8 if in_int8 is not None and op.role is Role.ANCHOR else 0.0
+        in_float = self.float_ms.get(op.name, unseen)
+        return in_float, in_float if in_int8 is None else in_int8
+
+    def compared(self, ops: Collection[str]) -> tuple[float, float] | None:
+        """Return the milliseconds of some ops together in float and in int8; None if one of these times is unknown."""
+        if not all(op in self.float_ms and op in self.int8_ms for op in ops):
+            return None
+        return math.fsum(self.float_ms[op] for op in ops), math.fsum(self.int8_ms[op] for op in ops)
+
     def predict(self, capability: Capability, int8_ops: Collection[str]) -> float:
         """Return the predicted milliseconds of a model in which exactly `int8_ops` run in int8.
 
@@ -40,8 +54,8 @@ class LatencyProfile:
         total = math.fsum(self.border_ms.get(tensor, 0.0) for tensor in regions.entered)
         total += math.fsum(self.leave_ms.get(tensor, self.border_ms.get(tensor, 0.0)) for tensor in regions.left)
         for op in capability.ops:
-            time = self.float_ms.get(op.name, 0.0)
-            total += self.int8_ms.get(op.name, time) if op.name in regions.ops else time
+            in_float, in_int8 = self.times(op)
+            total += in_int8 if op.name in regions.ops else in_float
         return total
 
 

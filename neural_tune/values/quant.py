@@ -133,9 +133,16 @@ class OpConfig:
 
     @property
     def word(self) -> str:
-        """The precision in one word: "int8", "int4", "fp16" ... or "float"; that of the weight where there is one."""
+        """The precision in one word: "int8", "int4", "fp16" ... or "float".
+
+        That of the weight where there is one, but "int16" beside 16-bit activations: those decide which kernel runs, if any.
+        """
         spec = self.weight or self.activation
-        return "float" if spec is None or self.is_float else spec.dtype.value.removeprefix("u")
+        if spec is None or self.is_float:
+            return "float"
+        if self.activation is not None and self.activation.dtype in (DType.INT16, DType.UINT16):
+            spec = self.activation
+        return spec.dtype.value.removeprefix("u")
 
     def describe(self) -> str:
         """Return a short form such as "static: uint8 asym per_tensor, weight int8 sym per_channel"."""

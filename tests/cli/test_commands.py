@@ -47,6 +47,8 @@ def test_init_and_run_work_with_nothing_but_a_model(folder: Path, capsys: pytest
     assert "random numbers" in capsys.readouterr().out
     text = (folder / "job.yaml").read_text()
     assert text.count("#") > 8
+    # Speed is measured at a batch that the reader sees.
+    assert read_job(folder / "job.yaml", environment={}).config.performance.batch_size == 16
     assert main(["run", "job.yaml", "--quiet", *FAST]) == 0
     # Against itself, float is always right: accuracy is agreement.
     (result,) = (folder / "nt_workspace").glob("*/*/result.json")
@@ -206,7 +208,9 @@ def test_bench_compares_models_with_intervals(run: Path, capsys: pytest.CaptureF
         assert row["peak_memory"] > 10_000_000
     assert second["size"] < first["size"] == MODEL.stat().st_size
     assert main(["bench", str(MODEL), "--seconds", "0.1", "--no-memory"]) == 0
-    assert "interleaved" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "batch 1, 1 thread" in out
+    assert "was taken at that run's own batch" in out
     assert main(["bench", "none.onnx"]) == 2
 
 
@@ -247,6 +251,19 @@ def test_report_writes_the_page_of_a_run(run: Path, capsys: pytest.CaptureFixtur
     page = Path(json.loads(capsys.readouterr().out)["report"])
     assert page.read_text().lstrip().lower().startswith("<!doctype html")
     assert main(["report", str(run.parent)]) == 2
+
+
+def test_report_takes_all_runs_that_a_glob_names(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("plotly", reason='needs: pip install "neural-tune[report]"')
+    runs = [shutil.copytree(run, tmp_path / name) for name in ("first", "second")]
+    assert main(["report", *map(str, runs)]) == 0
+    assert [line.split()[3] for line in capsys.readouterr().out.splitlines()] == [str(folder) for folder in runs]
+    assert main(["report", *map(str, runs), "--json"]) == 0
+    pages = [Path(page) for page in json.loads(capsys.readouterr().out)["reports"]]
+    assert [page.parent for page in pages] == runs
+    assert all(page.is_file() for page in pages)
+    assert main(["report", *map(str, runs), "--serve"]) == 2
+    assert "--serve: found 2 runs, expected one" in capsys.readouterr().err
 
 
 @pytest.mark.slow

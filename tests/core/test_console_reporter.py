@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 
 from neural_tune import PostTrainingQuantConfig, TuneResult, events, fit, plugins, words
 from neural_tune.errors import ConfigError
@@ -21,6 +23,7 @@ from neural_tune.evaluation import Certificate, MetricCertificate
 from neural_tune.measure import SpeedComparison
 from neural_tune.protocols import Forecast, OpOutcome
 from neural_tune.report import make_reporter
+from neural_tune.report.bar import Bar
 from neural_tune.report.console import ConsoleReporter, describe_trial
 from neural_tune.result import Status
 from neural_tune.space import TuningSpace
@@ -437,3 +440,15 @@ def _wait_for(condition: Any, seconds: float = 5.0) -> None:
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         threading.Event().wait(0.02)
+
+
+def test_the_bar_counts_probes_as_probes_and_samples_as_samples() -> None:
+    progress = Progress(console=Console(file=io.StringIO()), auto_refresh=False)
+    bar = Bar(progress)
+    told = []
+    for stage in ("probes", "baseline"):
+        bar.stage(stage)
+        bar.samples(events.SamplesDone(stage=stage, trial=0, done=3, total=20))
+        told.append(progress.tasks[-1].fields["text"])
+    bar.stop()
+    assert told == ["3 of 20 probes", "3 of 20 samples"]

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neural_tune.datasets import BatchLoader, Factory, dataset, import_callable
+from neural_tune.callables import import_callable
+from neural_tune.datasets import BatchLoader, Factory, dataset
 from neural_tune.errors import ConfigError, DataError
 from neural_tune.transforms import TRANSFORMS, transforms
 

@@ -80,3 +80,22 @@ def test_a_result_written_in_int8_leaves_it():
 def test_an_op_without_an_int8_time_keeps_its_float_time():
     profile = LatencyProfile(float_ms=PROFILE.float_ms, int8_ms=FrozenMap())
     assert profile.predict(CAPABILITY, ("a", "b", "add")) == pytest.approx(38.0)
+
+
+def test_an_anchor_whose_float_time_is_unknown_is_not_free_in_float():
+    floats = {name: value for name, value in PROFILE.float_ms.items() if name not in ("b", "softmax")}
+    profile = LatencyProfile(float_ms=FrozenMap(floats), int8_ms=PROFILE.int8_ms)
+    assert profile.predict(CAPABILITY, ()) == pytest.approx(10 + 1 + 6 + 2 + 0)
+    assert profile.predict(CAPABILITY, ("b",)) == pytest.approx(profile.predict(CAPABILITY, ()))
+    assert profile.compared(("a",)) == (10.0, 3.0)
+    assert profile.compared(("a", "b")) is None
+    assert profile.compared(("softmax",)) is None
+
+
+@pytest.mark.parametrize("missing", ["float_ms", "int8_ms"])
+def test_a_companion_that_was_folded_away_is_free_and_an_anchor_never_is(missing):
+    times = {"float_ms": FrozenMap({"b": 3.0, "add": 2.0}), "int8_ms": FrozenMap({"b": 3.0, "add": 2.0})}
+    profile = LatencyProfile(**{**times, missing: FrozenMap()})
+    by_name = {op.name: op for op in CAPABILITY.ops}
+    assert profile.times(by_name["b"]) == (3.0, 3.0)
+    assert profile.times(by_name["add"]) == ((0.0, 2.0) if missing == "float_ms" else (2.0, 2.0))

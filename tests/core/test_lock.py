@@ -13,9 +13,9 @@ from neural_tune import PerformanceConfig, PostTrainingQuantConfig, TuningCriter
 from neural_tune.api import task_of
 from neural_tune.check import check
 from neural_tune.command_record import CommandRecord
-from neural_tune.preparation import Task
 from neural_tune.replay import replay
 from neural_tune.report import make_reporter
+from neural_tune.task import Task
 from neural_tune.testing import ToyAdapter, ToyTask, toy_task
 
 

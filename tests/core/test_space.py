@@ -204,6 +204,7 @@ def test_precision_is_the_word_for_what_all_groups_prefer():
     assert TuningSpace.of(capability(op("fc", offered=(four, FLOAT)), op("conv"))).precision == "low precision"
     assert FLOAT.word == "float"
     assert replace(INT8, weight=None).word == "int8"
+    assert replace(INT8, activation=replace(INT8.activation, dtype=DType.UINT16)).word == "int16"
 
 
 # Groups

@@ -144,9 +144,9 @@ def test_percentile_clips_what_minmax_keeps(task, tmp_path):
     hold = adapter.load(task.model, AdapterOptions())
     space = TuningSpace.of(adapter.query(hold))
     statistics = adapter.calibrate(hold, [spiked], tmp_path)
-    low, high = statistics.tensors["x"].range(Observer.MINMAX, None)
+    low, high = statistics.range_of("x", Observer.MINMAX, symmetric=False, levels=256)
     assert (low, high) == (pytest.approx(task.calibration.min()), 1000.0)
-    clipped = statistics.tensors["x"].range(Observer.PERCENTILE, 99.9)[1]
+    clipped = statistics.range_of("x", Observer.PERCENTILE, 99.9, symmetric=True, levels=256)[1]
     exact = np.quantile(np.abs(spiked), 0.999, method="higher")
     assert exact <= clipped <= exact + 1024 / 2048  # one bin of the histogram, which has widened to 1024
     config = next(c for c in space.groups[0].choices if not c.is_float and c.activation.observer is Observer.PERCENTILE)
@@ -164,8 +164,10 @@ def test_statistics_do_not_depend_on_the_batch_size(task, tmp_path):
     for name, tensor in whole.tensors.items():
         other = parts.tensors[name]
         assert tensor.maximum == pytest.approx(other.maximum, rel=1e-5)
-        assert np.abs(np.cumsum(tensor.counts) - np.cumsum(other.counts)).max() <= 2  # BLAS rounds by batch size
-        assert tensor.counts.sum() == other.counts.sum()
+        assert (
+            np.abs(np.cumsum(tensor.histogram.counts) - np.cumsum(other.histogram.counts)).max() <= 2
+        )  # BLAS rounds by batch size
+        assert tensor.histogram.counts.sum() == other.histogram.counts.sum()
 
 
 def test_statistics_of_another_model_are_none(task, tmp_path):

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from neural_tune.calibration import Statistics
 from neural_tune.errors import AdapterError, DataError
 from neural_tune.protocols import AdapterOptions
 from neural_tune.space import TuningSpace
 from neural_tune.testing import AdapterConformance, ToyAdapter, toy_task
 from neural_tune.testing.toy import ToyHold
-from neural_tune.testing.toy_statistics import ToyStatistics
 from neural_tune.values import FLOAT, FLOAT_CANDIDATE, FrozenMap
 
 KIT = AdapterConformance()
@@ -73,15 +73,16 @@ class WritesEarly(ToyAdapter):
 class TrustsTornStatistics(ToyAdapter):
     def load_statistics(self, model, directory):
         found = super().load_statistics(model, directory)
-        return found or (ToyStatistics("", {}) if list(directory.glob("*")) else None)
+        return found or (Statistics({}) if list(directory.glob("*")) else None)
 
 
 class ForgetsStatistics(ToyAdapter):
     def load_statistics(self, model, directory):
         found = super().load_statistics(model, directory)
-        for tensor in found.tensors.values() if found else ():
-            tensor.maximum *= 1.5
-        return found
+        if found is None:
+            return None
+        wider = {name: replace(seen, maximum=seen.maximum * 1.5) for name, seen in found.tensors.items()}
+        return replace(found, tensors=wider)
 
 
 class QuantizesNothing(ToyAdapter):

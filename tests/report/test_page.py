@@ -242,3 +242,8 @@ def test_several_reporters_all_hear_of_the_run() -> None:
     several.close()
     assert [ear.heard for ear in ears] == [["x"], ["x"]]
     assert [ear.closed for ear in ears] == [1, 1]
+
+
+def test_the_commands_stand_on_lines_of_their_own(toy_run: TuneResult, page: Page) -> None:
+    lines = page(html.write(toy_run.run_directory)).find_element("css selector", "main pre").text.splitlines()
+    assert [line.split()[0] for line in lines] == ["#", "neural-tune", "#", "python"]

@@ -200,6 +200,16 @@ def test_float_must_win_clearly_to_be_chosen_for_its_speed():
     )
 
 
+def test_an_op_with_a_time_in_int8_only_counts_as_paying():
+    space = space_of(*(op(name) for name in "abc"))
+    profile = LatencyProfile(
+        float_ms=FrozenMap({"a": 1.0, "c": 1.0}), int8_ms=FrozenMap({"a": 0.5, "b": 9.0, "c": 1.5})
+    )
+    costs = latency_costs(space, profile)
+    assert costs.extra["b"] > 0.0 > costs.extra["c"]
+    assert floats_of(ladder(error_model("abc", (), dict.fromkeys("abc", 1.0)), costs))[0] == "c"
+
+
 def test_weights_that_cost_no_measurable_time_are_int8_because_size_is_free_then():
     def cheapest(parameters, int8_ms):
         space = space_of(*(linked(n, (), (), parameters=count) for n, count in zip("abcd", parameters, strict=True)))

@@ -7,7 +7,7 @@ from collections import Counter
 import onnx
 
 from neural_tune.protocols import BuildReport, OpOutcome
-from neural_tune.values import DType, FrozenMap, Mode, OpConfig, Role
+from neural_tune.values import FLOAT, DType, FrozenMap, Mode, OpConfig, Role
 from neural_tune_onnxruntime import forms
 from neural_tune_onnxruntime.graph import Op
 from neural_tune_onnxruntime.model import OnnxModel
@@ -25,7 +25,7 @@ def report(model: OnnxModel, regions: Regions, proto: onnx.ModelProto) -> BuildR
     ops = tuple(_outcome(op, model, regions) for op in model.graph.ops)
     kinds = [node.op_type for node in proto.graph.node]
     counts = {
-        **_by_precision(ops, regions),
+        **_by_precision(model, regions),
         "float_ops": sum(op.is_float for op in ops),
         "quantize_nodes": kinds.count("QuantizeLinear"),
         "dequantize_nodes": kinds.count("DequantizeLinear"),
@@ -37,12 +37,21 @@ def report(model: OnnxModel, regions: Regions, proto: onnx.ModelProto) -> BuildR
     )
 
 
-def _by_precision(ops: tuple[OpOutcome, ...], regions: Regions) -> dict[str, int]:
-    """Return "int8_ops" and, where there are any, "int4_ops", "fp16_ops" ...: an op without a choice of its own carries int8 codes."""
-    words = Counter(
-        regions.configs[op.name].word if op.name in regions.configs else "int8" for op in ops if not op.is_float
-    )
+def _by_precision(model: OnnxModel, regions: Regions) -> dict[str, int]:
+    """Return "int8_ops" and, where there are any, "int16_ops", "int4_ops" ...; an op without a choice of its own counts by the codes it carries."""
+    words = Counter(config.word for config in (_config(op, regions) for op in model.graph.ops) if not config.is_float)
     return {f"{word}_ops": words[word] for word in dict.fromkeys(("int8", *sorted(words)))}
+
+
+def _config(op: Op, regions: Regions) -> OpConfig:
+    """Return how an op runs: by its own choice, by the codes that it carries, or in float."""
+    if op.name in regions.configs:
+        return regions.configs[op.name]
+    if op.name not in regions.folded and op.name not in regions.carried:
+        return FLOAT
+    owner = regions.folded.get(op.name)
+    coded = regions.coded[op.outputs[0] if owner is None else regions.tails[owner]]
+    return OpConfig(mode=Mode.STATIC, activation=coded.spec)
 
 
 def _warnings(model: OnnxModel, regions: Regions) -> tuple[str, ...]:
@@ -56,20 +65,16 @@ def _warnings(model: OnnxModel, regions: Regions) -> tuple[str, ...]:
 
 
 def _outcome(op: Op, model: OnnxModel, regions: Regions) -> OpOutcome:
+    precision = _config(op, regions).describe()
+    return OpOutcome(name=op.name, type=op.type, precision=precision, reason=_reason(op, model, regions))
+
+
+def _reason(op: Op, model: OnnxModel, regions: Regions) -> str:
     if op.name in regions.configs:
-        precision = regions.configs[op.name].describe()
-        return OpOutcome(name=op.name, type=op.type, precision=precision, reason=regions.altered.get(op.name, ""))
+        return regions.altered.get(op.name, "")
     if op.name in regions.folded:
-        owner = regions.folded[op.name]
-        coded = regions.coded[regions.tails[owner]]
-        config = OpConfig(mode=Mode.STATIC, activation=coded.spec)
-        return OpOutcome(name=op.name, type=op.type, precision=config.describe(), reason=f"part of {owner!r}")
-    if op.name in regions.carried:
-        config = OpConfig(mode=Mode.STATIC, activation=regions.coded[op.outputs[0]].spec)
-        return OpOutcome(
-            name=op.name, type=op.type, precision=config.describe(), reason="carries the codes of its input"
-        )
-    return OpOutcome(name=op.name, type=op.type, precision="float", reason=_why_float(op, model, regions))
+        return f"part of {regions.folded[op.name]!r}"
+    return "carries the codes of its input" if op.name in regions.carried else _why_float(op, model, regions)
 
 
 def _why_float(op: Op, model: OnnxModel, regions: Regions) -> str:

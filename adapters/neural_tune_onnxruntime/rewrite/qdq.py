@@ -12,7 +12,7 @@ from onnx import helper
 from neural_tune.errors import AdapterError
 from neural_tune.numerics import qparams
 from neural_tune.numerics.qparams import Floats, Parameters
-from neural_tune.values import DType, OpConfig
+from neural_tune.values import DType, OpConfig, Role
 from neural_tune_onnxruntime import dispatch
 from neural_tune_onnxruntime.graph import Op
 from neural_tune_onnxruntime.kernels import Kernel
@@ -25,6 +25,8 @@ from neural_tune_onnxruntime.weights import Quantized, onnx_type, read
 _PRODUCER = "neural_tune"
 _WIDE_OPSET = 21
 _QUANTIZED_UNASKED = ("Conv", "ConvTranspose", "Gemm")
+# Of scales and zero points in the source model that are understood.
+_PLAIN = (onnx.TensorProto.FLOAT, onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
 
 
 def write(model: OnnxModel, regions: Regions) -> onnx.ModelProto:
@@ -73,7 +75,7 @@ class _Writer:
         if config is not None and kernel.weight is not None:
             self._quantize_operands(op, kernel, config, inputs)
         tail = self.regions.tails.get(op.name)
-        if op.name in self.regions.carried and kernel.on_codes:
+        if op.name in self.regions.carried and kernel.on_codes and _has_8_bits(self.regions.coded[op.outputs[0]]):
             self._append_on_codes(op)
             return
         if tail is None:
@@ -126,10 +128,10 @@ class _Writer:
 
     def _read(self, op: Op, tensor: str) -> str:
         coded = self.regions.coded.get(tensor)
-        if coded is None or not coded.is_read_by(op):
-            return tensor
         channels = self._channels_to_shield(op) if tensor == op.inputs[0] else 0
-        return self._dequantize_per_channel(coded, tensor, channels) if channels else self._coded_name(coded)
+        if coded is None or not coded.is_read_by(op):
+            return self._shield_source(op, tensor, channels) if channels else tensor
+        return self._dequantize_per_channel(op, coded, tensor, channels) if channels else self._coded_name(coded)
 
     def _channels_to_shield(self, op: Op) -> int:
         """Return the input channels of a float op that the runtime would quantize against the candidate's will; else 0.
@@ -149,18 +151,49 @@ class _Writer:
             return weight.shape[1] * int(op.attribute("group", 1))
         return weight.shape[1 if op.type == "Gemm" and op.attribute("transB", 0) else 0]
 
-    def _dequantize_per_channel(self, coded: Coded, tensor: str, channels: int) -> str:
+    def _shield_source(self, op: Op, tensor: str, channels: int) -> str:
+        """Dequantize per channel what a DequantizeLinear of the source model dequantizes per tensor; leave anything else as it is.
+
+        So it leaves an op between codes of the source on both sides, which runs in integers in the float model too.
+        """
+        maker, graph = self.model.graph.producers.get(tensor), self.model.graph
+        if maker is None or maker.type != "DequantizeLinear" or self._is_quantized_by_source(op):
+            return tensor
+        names = [name for name in maker.inputs[1:] if name]
+        known = [graph.constants[name] for name in names if name in graph.constants and graph.constants[name].size == 1]
+        if len(known) < len(names) or any(found.elem_type not in _PLAIN for found in known):
+            return tensor
+        target = f"{tensor}{self._mark}dq{channels}"
+        for name, found in zip(names, known, strict=True):
+            values = np.broadcast_to(self.model.store.array(name).reshape(-1), (channels,))
+            self._constant(f"{target}_{name}", found.elem_type, values)
+        self._dequantize_along(op, [maker.inputs[0], *(f"{target}_{name}" for name in names)], target)
+        return target
+
+    def _is_quantized_by_source(self, op: Op) -> bool:
+        reader = self.model.graph.sole_consumer(op.outputs[0])
+        while reader is not None and self.model.kernels[reader.name].role is Role.PASS_THROUGH:
+            reader = self.model.graph.sole_consumer(reader.outputs[0])
+        return reader is not None and reader.type == "QuantizeLinear"
+
+    def _dequantize_per_channel(self, op: Op, coded: Coded, tensor: str, channels: int) -> str:
         stem = f"{coded.source}{self._mark}channels{channels}"
         self._constant(f"{stem}_scale", onnx.TensorProto.FLOAT, np.full(channels, coded.parameters.scale, np.float32))
         zeros = np.full(channels, coded.parameters.zero, qparams.storage(coded.parameters.dtype))
         self._constant(f"{stem}_zero", onnx_type(coded.parameters.dtype), zeros)
         target = f"{tensor}{self._mark}dq{channels}"
-        if all(target not in node.output for node in self.nodes):
-            inputs = [f"{tensor}{self._mark}q", f"{stem}_scale", f"{stem}_zero"]
-            node = helper.make_node("DequantizeLinear", inputs, [target], f"{target}_node", axis=1)
-            node.domain = self._domain(coded)
-            self.nodes.append(node)
+        inputs = [f"{tensor}{self._mark}q", f"{stem}_scale", f"{stem}_zero"]
+        self._dequantize_along(op, inputs, target, self._domain(coded))
         return target
+
+    def _dequantize_along(self, op: Op, inputs: list[str], target: str, domain: str = "") -> None:
+        """Append a DequantizeLinear along the axis that `op` sums over, unless another reader of its input has."""
+        if all(target not in node.output for node in self.nodes):
+            axis = 0 if op.type == "Gemm" and op.attribute("transA", 0) else 1
+            name = f"{target}_node"
+            self.nodes.append(
+                helper.make_node("DequantizeLinear", inputs, [target], name, domain=domain or None, axis=axis)
+            )
 
     def _coded_name(self, coded: Coded) -> str:
         """Return the name of the dequantized tensor: the tensor's own where that name must survive, and all see codes."""
@@ -238,8 +271,7 @@ class _Writer:
 
     def _domain(self, coded: Coded) -> str:
         """Return the domain of Q and DQ: in standard ONNX they take 16 bits from opset 21 on."""
-        is_wide = coded.parameters.dtype in (DType.INT16, DType.UINT16)
-        return CONTRIB if is_wide and self.model.opset < _WIDE_OPSET else ""
+        return "" if _has_8_bits(coded) or self.model.opset >= _WIDE_OPSET else CONTRIB
 
     def _parameters(self, coded: Coded) -> tuple[str, str]:
         """Return the names of scale and zero point; tensors that share a scale share these initializers."""
@@ -273,7 +305,8 @@ class _Writer:
                 found = self.model.store.requantized(operand, config.weight, found, widened)
             inputs[kernel.bias] = self._write_bias(op, bias, step, found)
         missing = dispatch.missing_channels(op, kernel, self.model.graph, self.model.processor)
-        if missing and found.dtype is DType.INT8 and self.model.takes_axis:
+        is_narrow = found.dtype is DType.INT8 and _has_8_bits(self.regions.coded[op.inputs[kernel.data[0]]])
+        if missing and is_narrow and self.model.takes_axis:
             inputs[0] = self._fill_channels(op, missing)
             found = _with_channels(found, missing, self.model.store.folder)
         inputs[kernel.weight] = self._write_weight(op, found)
@@ -330,6 +363,11 @@ class _Writer:
     @property
     def _mark(self) -> str:
         return self.model.mark
+
+
+def _has_8_bits(coded: Coded) -> bool:
+    """Return whether the codes are those that ops other than Q and DQ take: onnxruntime 1.31 has no Pad of 16-bit integers."""
+    return coded.parameters.dtype in (DType.UINT8, DType.INT8)
 
 
 def saturates_like(activation: Op, parameters: Parameters, model: OnnxModel) -> bool:

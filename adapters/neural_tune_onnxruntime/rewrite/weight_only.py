@@ -1,7 +1,7 @@
-"""Ops whose weights are stored in fewer bits, and computed with as they are: MatMulNBits for products, int8 tables for Gather.
+"""Ops whose weights are stored in fewer bits, and computed with as they are: MatMulNBits for products, tables in int8 or in blocks of 4 bits for Gather.
 
 MatMulNBits (of the runtime's own domain) multiplies blocks of 4 or 8 bits; at accuracy level 4 it rounds the activations to int8 inside, per block. A
-table is gathered as codes and the few rows that come out are dequantized: in standard ONNX, and no slower.
+table is gathered as codes and the few rows that come out are dequantized: int8 in standard ONNX, and no slower; blocks by the runtime's GatherBlockQuantized.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def write(op: Op, config: OpConfig, inputs: list[str], outputs: list[str], model
     if config.weight is None:  # unreachable: `forms.check` insists on it
         raise CapabilityError(f"op {op.name!r}: a weight_only op needs a weight spec")
     fragment = Fragment(f"{op.name}{model.mark}")
-    if op.type == "Gather":
+    if op.type == "Gather" and config.weight.granularity is Granularity.PER_GROUP:
+        _write_blocks_of_table(fragment, op, config.weight, inputs, outputs, model)
+    elif op.type == "Gather":
         _write_table(fragment, op, config.weight, inputs, outputs, model)
     else:
         _write_product(fragment, op, config, config.weight, inputs, outputs, model)
@@ -127,3 +129,26 @@ def _write_table(
     fragment.add("DequantizeLinear", [node.output[0], *parameters], outputs[0])
     if per_channel:
         fragment.nodes[-1].attribute.append(helper.make_attribute("axis", -1))
+
+
+def _write_blocks_of_table(
+    fragment: Fragment, op: Op, spec: QuantSpec, inputs: list[str], outputs: list[str], model: OnnxModel
+) -> None:
+    name = op.input(0)
+
+    def make() -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
+        rows = np.asarray(model.store.array(name), np.float32).T  # a row of the table is what a column of a product is
+        found = nbits.clipped(rows, spec) if spec.observer is Observer.MSE else nbits.round_to_nearest(rows, spec)
+        return {"codes": found.packed().reshape(rows.shape[1], -1), "scale": found.scale, "zero": found.packed_zero()}
+
+    made = model.store.kept(f"table {spec.dtype.value} {spec.group_size} {spec.observer.value}: {name}", make)
+    given = [fragment.constant("table_q", made["codes"]), inputs[1], fragment.constant("table_scale", made["scale"])]
+    if not spec.symmetric:
+        given.append(fragment.constant("table_zero", made["zero"]))
+    attributes: dict[str, Any] = {
+        "bits": nbits.bits_of(spec),
+        "block_size": spec.group_size,
+        "gather_axis": 0,
+        "quantize_axis": 1,
+    }
+    fragment.add("GatherBlockQuantized", given, outputs[0], domain=CONTRIB, **attributes)

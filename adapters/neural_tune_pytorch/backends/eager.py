@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from neural_tune.calibration import Collector, Statistics
 from neural_tune.errors import CapabilityError
-from neural_tune.protocols import AdapterOptions
+from neural_tune.protocols import AdapterOptions, ObservedTensor
 from neural_tune.values import FLOAT, Candidate, Capability, OpCapability, OpConfig, QuantSpec, Role
 from neural_tune_pytorch.backend import Built, Feed, Source
 from neural_tune_pytorch.backends import eager_flow, eager_plan, fx_graph, fx_plan, scripted, swap, swap_script
@@ -106,6 +106,11 @@ class EagerBackend(ScriptedBackend):
             else:
                 module.set_submodule(name, _swapped(captured, name, config))
         return finished(captured, planned, module, threads)
+
+    def ranges(self, captured: Captured, candidate: Candidate, statistics: Statistics) -> tuple[ObservedTensor, ...]:
+        """Return what calibration saw of the tensors between which int8 modules compute."""
+        planned = eager_plan.plan(captured, candidate, statistics)
+        return Ranges.of(candidate, statistics).shown(eager_plan.places(captured, planned))
 
 
 def island(

@@ -121,6 +121,23 @@ def plan(captured: Captured, candidate: Candidate, statistics: Statistics | None
     return Plan(configs=configs, reasons=reasons, static=static, fed=fed, staying=staying)
 
 
+def places(captured: Captured, planned: Plan) -> dict[tuple[str, QuantSpec], tuple[str, ...]]:
+    """Return every tensor that is laid on a grid, with the ops that read its codes (none where codes are only written)."""
+    flow = captured.flow
+    found: dict[tuple[str, QuantSpec], tuple[str, ...]] = {}
+    for name, op in planned.static.items():
+        if name not in planned.fed:
+            found[op.source, planned.spec_of(name)] = (name,)
+        if not planned.has_float_borders(name):
+            coded = flow.coded(frozenset(_written(flow, name))) if name in planned.staying else frozenset()
+            found[op.target, planned.spec_of(name)] = tuple(
+                other
+                for other in planned.static
+                if other in planned.fed and any(coded.intersection(call.inputs) for call in flow.calls_of(other))
+            )
+    return found
+
+
 def report(captured: Captured, planned: Plan) -> BuildReport:
     """Return what became of every op."""
     borders = sum((name not in planned.fed) + (name not in planned.staying) for name in planned.static)

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor, fx, nn
 
 from neural_tune.calibration import Collector, Statistics
-from neural_tune.protocols import AdapterOptions
+from neural_tune.protocols import AdapterOptions, ObservedTensor
 from neural_tune.values import FLOAT, Candidate, Capability, Mode, OpCapability, OpConfig, Role
 from neural_tune_pytorch.backend import Built, Feed, Source
 from neural_tune_pytorch.backends import fx_graph, fx_plan, fx_rewrite, scripted, swap, swap_script
@@ -69,6 +69,12 @@ class FxBackend(ScriptedBackend):
         return swap_script.built(
             network, captured.calling, captured.example, self.name, fx_plan.report(captured, planned), threads
         )
+
+    def ranges(self, captured: Captured, candidate: Candidate, statistics: Statistics) -> tuple[ObservedTensor, ...]:
+        """Return what calibration saw of the tensors that travel as codes."""
+        planned = fx_plan.plan(captured, candidate, statistics)
+        bits = fx_plan.bits_of(captured.options.extra)
+        return Ranges.of(candidate, statistics, bits).shown(planned.places())
 
 
 def observe(graph: fx.GraphModule, names: tuple[str, ...], batches: Iterable[Feed]) -> Statistics:

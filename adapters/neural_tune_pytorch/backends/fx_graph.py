@@ -145,7 +145,7 @@ def capture(source: Source, options: AdapterOptions) -> Captured:
             f"the FX graph of {type(source.module).__name__} computes something else than the module; use backend 'pt2e' or 'eager'"
         )
     _fold_norms(graph, source.example)
-    graph.graph.eliminate_dead_code()
+    graph.graph.eliminate_dead_code(_must_stay)
     graph.delete_all_unused_submodules()
     graph.recompile()
     for parameter in graph.parameters():
@@ -201,6 +201,12 @@ class Watching(fx.Interpreter):
         value = super().run_node(n)
         self._note(n, value)
         return value
+
+
+def _must_stay(node: fx.Node) -> bool:
+    """Return whether a call does something besides its result: FX itself takes methods that write in place (`x.view(-1).sub_(1)`) for dead."""
+    writes = node.op == "call_method" and str(node.target).endswith("_") and not str(node.target).endswith("__")
+    return writes or bool(node.kwargs.get("inplace")) or node.is_impure()
 
 
 class _Root(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import numpy as np
 from torch import fx
@@ -11,11 +12,14 @@ from torch import fx
 from neural_tune.calibration import Statistics
 from neural_tune.errors import AdapterError, CapabilityError
 from neural_tune.numerics import qparams
-from neural_tune.protocols import BuildReport
-from neural_tune.values import Candidate, FrozenMap, Mode, OpConfig, QuantSpec, TensorRange
+from neural_tune.protocols import BuildReport, ObservedTensor
+from neural_tune.values import Candidate, FrozenMap, Mode, Observer, OpConfig, QuantSpec, TensorRange
 from neural_tune_pytorch.backends import op_choices, swap
 from neural_tune_pytorch.backends.fx_graph import Captured, Op, passes
 from neural_tune_pytorch.backends.swap import Grid
+
+Place: TypeAlias = tuple[str, QuantSpec]
+"""A tensor, and how it is coded: one grid."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,6 +43,19 @@ class Plan:
     def spec_of(self, op: Op) -> QuantSpec:
         """Return the spec of the activations of a static op."""
         return op_choices.activation_of(op.name, self.configs[op.name])
+
+    def places(self) -> dict[Place, tuple[str, ...]]:
+        """Return every tensor that is laid on a grid, with the ops that read its codes (none where codes are only written)."""
+        written = {op.output: self.spec_of(op) for op in self.static.values() if op.output in self.coded}
+        found: dict[Place, tuple[str, ...]] = {}
+        for op in self.static.values():
+            for tensor in op.inputs:
+                origin = self.coded.get(tensor)
+                place = (tensor, self.spec_of(op)) if origin is None else (origin, written[origin])
+                found[place] = (*found.get(place, ()), op.name)
+            if op.output in written:
+                found.setdefault((op.output, written[op.output]), ())
+        return found
 
 
 def plan(captured: Captured, candidate: Candidate, statistics: Statistics | None) -> Plan:
@@ -125,6 +142,22 @@ class Ranges:
         """Return the ranges of a candidate."""
         return cls(statistics=statistics, overrides={item.tensor: item for item in candidate.ranges}, bits=bits)
 
+    def observer(self, tensor: str, spec: QuantSpec) -> Observer:
+        """Return the observer of a tensor: the one chosen for it, or that of the op's spec."""
+        choice = self.overrides.get(tensor)
+        return choice.observer if choice is not None else spec.observer
+
+    def shown(self, places: Mapping[Place, tuple[str, ...]]) -> tuple[ObservedTensor, ...]:
+        """Return what calibration saw of tensors on their grids, given with the ops that read them. Raises as `grid` does."""
+        return tuple(self._shown(tensor, spec, ops) for (tensor, spec), ops in places.items())
+
+    def _shown(self, tensor: str, spec: QuantSpec, ops: tuple[str, ...]) -> ObservedTensor:
+        grid = self.grid(tensor, spec)
+        assert self.statistics is not None  # noqa: S101 - `grid` refuses
+        low, high = ((code - grid.zero) * grid.scale for code in (grid.first, grid.last))
+        observer = self.observer(tensor, spec).value
+        return ObservedTensor.of(tensor, self.statistics.of(tensor), ops=ops, observer=observer, low=low, high=high)
+
     def grid(self, tensor: str, spec: QuantSpec) -> Grid:
         """Return the grid of a tensor.
 
@@ -136,7 +169,7 @@ class Ranges:
                 f"tensor {tensor!r} is to be quantized statically, but there are no statistics: calibrate first"
             )
         choice = self.overrides.get(tensor)
-        observer = choice.observer if choice is not None else spec.observer
+        observer = self.observer(tensor, spec)
         percentile = choice.percentile if choice is not None else spec.percentile
         levels = qparams.levels(spec) if self.bits == 8 else 1 << self.bits
         low, high = self.statistics.range_of(tensor, observer, percentile, symmetric=spec.symmetric, levels=levels)

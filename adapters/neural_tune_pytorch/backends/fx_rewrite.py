@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import torch
 from torch import fx, nn
@@ -10,11 +10,8 @@ from torch import fx, nn
 from neural_tune.values import Mode, QuantSpec
 from neural_tune_pytorch.backends import swap
 from neural_tune_pytorch.backends.fx_graph import Captured, Op
-from neural_tune_pytorch.backends.fx_plan import Plan
+from neural_tune_pytorch.backends.fx_plan import Place, Plan
 from neural_tune_pytorch.backends.swap import Grid, WeightGrid
-
-Place: TypeAlias = tuple[str, QuantSpec]
-"""A tensor, and how it is coded: one grid."""
 
 
 class Grids(Protocol):

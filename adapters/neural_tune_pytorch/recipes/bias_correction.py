@@ -36,9 +36,12 @@ def with_biases(captured: Captured, found: Mapping[str, Tensor]) -> Captured:
 
 
 def biases(captured: Captured, nodes: Collection[str], spool: Spool) -> dict[str, Tensor]:
-    """Return node -> its corrected bias, float32, one value per output channel; measured once per model."""
+    """Return node -> its corrected bias, float32, one value per output channel; measured once per calibration."""
     wanted = {node.name: node for node in captured.graph.graph.nodes if node.name in nodes}
-    known: dict[str, Tensor] = captured.cache.setdefault(NAME, {})
+    source, known = captured.cache.get(NAME, (None, {}))
+    if source is not spool:  # a new calibration has means of its own
+        known = {}
+        captured.cache[NAME] = spool, known
     missing = [node for name, node in wanted.items() if name not in known]
     if missing:
         known.update(_measured(captured, missing, spool))

@@ -25,8 +25,11 @@ def derive(captured: Captured, edits: Edits, kept: Mapping[str, tuple[str, ...]]
     """
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    graph.output(graph.graph_copy(captured.graph.graph, copies))
+    result = graph.output(graph.graph_copy(captured.graph.graph, copies))
     twins = {original.name: copy for original, copy in copies.items()}
+    twins[next(iter(reversed(captured.graph.graph.nodes))).name] = (
+        result  # a reader like any other, and none that is copied
+    )
     for name, readers in kept.items():
         _keep(graph, twins[name], [twins[reader] for reader in readers if reader in twins])
     tensors: dict[str, Tensor] = {}

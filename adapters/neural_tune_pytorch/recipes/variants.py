@@ -117,7 +117,11 @@ def prepare(captured: Captured, names: Iterable[str], statistics: Statistics | N
         raise AdapterError(
             f"recipes {sorted(wanted)} look at the calibration inputs, but there are none: calibrate first"
         )
-    return _prepared(captured, tuple(name for name in _PROPOSALS if name in wanted), statistics)
+    found = _prepared(captured, tuple(name for name in _PROPOSALS if name in wanted), statistics)
+    # It may have been made for a probe, whose networks are not compiled: how networks run is for the one to say who asks.
+    if found.captured.options == captured.options:
+        return found
+    return replace(found, captured=replace(found.captured, options=captured.options))
 
 
 def _prepared(captured: Captured, names: tuple[str, ...], statistics: Statistics) -> Variant:

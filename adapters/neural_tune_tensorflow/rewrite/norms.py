@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from neural_tune.protocols import Array
-from neural_tune_tensorflow.graph import Graph
+from neural_tune_tensorflow.graph import Graph, Shape
 from neural_tune_tensorflow.rewrite.activations import Readers
 from neural_tune_tensorflow.runtime import tf
 from neural_tune_tensorflow.session import FixedSession
@@ -88,15 +88,20 @@ def _find(graph: Graph, rsqrt: Any, readers: Readers) -> Norm | None:
         return None
     source, mean, epsilon, above = moments
     shape = graph.shapes.get(source)
-    if shape is None or len(shape) not in _RANKS or shape[-1] is None:
+    spread = graph.shapes.get(rsqrt.name)
+    if shape is None or spread is None or shape[-1] is None or graph.dtypes.get(source) != tf.float32:
         return None
-    factor, scale = _scaled(graph, rsqrt, readers, shape[-1])
+    if len(shape) not in _RANKS or len(spread) != len(
+        shape
+    ):  # an epsilon of more axes than the source adds them to the result
+        return None
+    factor, scale = _scaled(graph, rsqrt, readers, shape)
     parts = [graph.nodes[name] for name in readers.get(factor, []) if name]
     data = next((part for part in parts if _is_product(part, source, factor)), None)
     shift = next((part for part in parts if part is not data), None)
     if scale is None or len(parts) != 2 or data is None or shift is None:
         return None
-    found = _shifted(graph, data.name, shift, mean, factor, readers, shape[-1])
+    found = _shifted(graph, data.name, shift, mean, factor, readers, shape)
     if found is None:
         return None
     result, offset, below = found
@@ -144,17 +149,17 @@ def _split(graph: Graph, node: Any) -> tuple[Array | None, str]:
     return (second, node.input[0]) if second is not None else (first, node.input[1])
 
 
-def _scaled(graph: Graph, rsqrt: Any, readers: Readers, width: int) -> tuple[str, Array | None]:
+def _scaled(graph: Graph, rsqrt: Any, readers: Readers, shape: Shape) -> tuple[str, Array | None]:
     """Return the node that holds scale / deviation, and the scale; the scale is None where it is not one vector."""
     following = readers.get(rsqrt.name, [])
     node = graph.nodes.get(following[0]) if len(following) == 1 else None
     if node is None or node.op != "Mul":
-        return rsqrt.name, np.ones(width, np.float32)
-    return node.name, _vector(_split(graph, node)[0], width)
+        return rsqrt.name, np.ones(shape[-1] or 0, np.float32)
+    return node.name, _vector(_split(graph, node)[0], shape)
 
 
 def _shifted(
-    graph: Graph, data: str, shift: Any, mean: str, factor: str, readers: Readers, width: int
+    graph: Graph, data: str, shift: Any, mean: str, factor: str, readers: Readers, shape: Shape
 ) -> tuple[str, Array, set[str]] | None:
     """Return result, offset and nodes of data - mean * factor + offset, as Keras or tf.nn.batch_normalization write it."""
     negated = next((name for name in shift.input if name != factor), "")
@@ -163,7 +168,7 @@ def _shifted(
     if shift.op != "Mul" or factor not in shift.input or not (is_negative or negated == mean):
         return None
     nodes = {negated} if is_negative else set()
-    last, offset = shift.name, np.zeros(width, np.float32)
+    last, offset = shift.name, np.zeros(shape[-1] or 0, np.float32)
     following = readers.get(last, [])
     node = graph.nodes.get(following[0]) if len(following) == 1 else None
     is_sum = node is not None and node.op in ("AddV2", "Add") and is_negative
@@ -171,7 +176,7 @@ def _shifted(
     if node is None or not (is_sum or is_difference):
         return None
     if data not in node.input:
-        vector = _vector(_split(graph, node)[0], width)
+        vector = _vector(_split(graph, node)[0], shape)
         following = readers.get(node.name, [])
         total = graph.nodes.get(following[0]) if len(following) == 1 else None
         if vector is None or total is None or total.op not in ("AddV2", "Add"):
@@ -186,8 +191,8 @@ def _is_product(node: Any, one: str, other: str) -> bool:
     return node.op == "Mul" and sorted(node.input) == sorted((one, other))
 
 
-def _vector(value: Array | None, width: int) -> Array | None:
-    """Return a constant as one float32 per element of the last axis; None when it is something else."""
-    if value is None or value.dtype != np.float32 or value.size != width or value.shape[-1] != width:
+def _vector(value: Array | None, shape: Shape) -> Array | None:
+    """Return a constant as one float32 per element of the last axis of `shape`; None when it is something else, or of more axes than `shape`."""
+    if value is None or value.dtype != np.float32 or not 0 < value.ndim <= len(shape):
         return None
-    return np.ascontiguousarray(value.reshape(-1))
+    return np.ascontiguousarray(value.reshape(-1)) if value.size == value.shape[-1] == shape[-1] else None

@@ -13,7 +13,7 @@ from neural_tune_tensorflow.graph import Graph, node_of
 from neural_tune_tensorflow.passes.affine import ANCHORS, channels_of
 from neural_tune_tensorflow.passes.padding import pad_amounts
 from neural_tune_tensorflow.rewrite.activations import Activation, Readers, find
-from neural_tune_tensorflow.rewrite.summands import find_summand, row_sources
+from neural_tune_tensorflow.rewrite.summands import Rows, find_summand, row_sources
 
 Floats: TypeAlias = NDArray[np.float32]
 # What the fused convolution does before it requantizes; Relu6 is a Relu whose range ends at 6, so saturation does the rest.
@@ -123,7 +123,7 @@ def _refusal(graph: Graph, node: Any) -> str:
     return ""
 
 
-def _unit(graph: Graph, node: Any, readers: Readers, rows: Mapping[str, str], owner: Mapping[str, str]) -> Unit:
+def _unit(graph: Graph, node: Any, readers: Readers, rows: Mapping[str, Rows], owner: Mapping[str, str]) -> Unit:
     nodes: list[str] = []
     tail, bias = node.name, ""
     following = readers.get(tail, [])

@@ -132,8 +132,7 @@ def latency_costs(space: TuningSpace, profile: LatencyProfile, *, prefer_int8: b
     extra = {group.name: worth * mean + smaller * whole * share[group.name] for group in space.groups}
     base = 0.0
     for op in space.capability.ops:
-        in_float = profile.float_ms.get(op.name, 0.0)
-        in_int8 = profile.int8_ms.get(op.name, in_float)
+        in_float, in_int8 = profile.times(op)
         in_int8 += math.fsum(_leaving(profile, tensor) for tensor in op.outputs if tensor not in read)  # results
         node = node_of.get(op.name)
         base += in_float if node is None else in_int8

@@ -3,14 +3,16 @@
     python fuzzing.py FIRST COUNT
 
 runs the cases FIRST ... FIRST + COUNT - 1 and prints one JSON line before and one after each, so that a parent process sees which case
-took the interpreter down. A case is good when the adapter raises a typed error, or returns a model that plain onnxruntime loads and whose outputs
+took the interpreter down. A case that computes or waits for too long ends the interpreter too, with its stack on standard error. A case is good when the adapter raises a typed error, or returns a model that plain onnxruntime loads and whose outputs
 agree with those of the float model.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import logging
+import signal
 import sys
 import tempfile
 import warnings
@@ -32,6 +34,9 @@ from neural_tune_onnxruntime.adapter import OnnxRuntimeAdapter
 FLOAT = onnx.TensorProto.FLOAT
 # Relative L2 distance from float. Rounding gives up to 0.2 on such tiny nets with random ranges; the known silent errors give 0.5 and more.
 TOLERANCE = 0.35
+# A case takes 0.02 s. Processor time catches one that turns in circles even on a machine that hardly runs us; elapsed time, one that waits for ever.
+CASE_CPU_SECONDS = 30
+CASE_WALL_SECONDS = 400
 Rng = np.random.Generator
 
 
@@ -550,6 +555,13 @@ def _compare(expected: list[np.ndarray] | None, produced: list[np.ndarray]) -> s
     return "ok"
 
 
+def guard(cpu_seconds: float = CASE_CPU_SECONDS, wall_seconds: float = CASE_WALL_SECONDS) -> None:
+    """End the interpreter, with its stack on standard error, if it is not called again in time."""
+    faulthandler.dump_traceback_later(wall_seconds, exit=True)
+    if hasattr(signal, "setitimer"):  # not on Windows
+        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # SIGPROF ends the process, in the middle of native code too
+
+
 def main(first: int, count: int) -> None:
     """Judge cases one after the other."""
     warnings.simplefilter("ignore")
@@ -558,6 +570,7 @@ def main(first: int, count: int) -> None:
     with tempfile.TemporaryDirectory(prefix="nt-fuzz-") as folder:
         for case in range(first, first + count):
             print(json.dumps({"case": case}), flush=True)
+            guard()
             try:
                 verdict = judge(case, Path(folder))
             except Exception as error:  # noqa: BLE001 - any other exception is what the test looks for

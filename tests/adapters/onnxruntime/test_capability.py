@@ -202,7 +202,7 @@ def test_defaults_follow_the_processor():
 def test_every_rule_of_the_table_is_a_standard_op():
     known = {schema.name for schema in onnx.defs.get_all_schemas()}
     assert set(kernels._TABLE) <= known
-    assert set(kernels._WHY_NEVER) <= known
+    assert {name for name in kernels._WHY_NEVER if "." not in name} <= known  # a name with a dot is the runtime's own
     assert not set(kernels._TABLE) & set(kernels._WHY_NEVER)
 
 

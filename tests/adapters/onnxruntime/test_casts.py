@@ -6,6 +6,8 @@ import pytest
 
 pytest.importorskip("onnxruntime", reason='the adapter needs its framework: pip install "neural-tune[onnxruntime]"')
 
+from dataclasses import replace
+
 import graphs
 import numpy as np
 import onnx
@@ -18,6 +20,8 @@ from neural_tune.errors import CapabilityError
 from neural_tune.space import TuningSpace
 from neural_tune.values import Candidate, DType, Mode
 from neural_tune_onnxruntime import forms, precisions
+
+AMX = replace(graphs.VNNI, dots=True, tiles=True)
 
 
 @pytest.mark.parametrize("kind", precisions.KINDS)
@@ -72,20 +76,24 @@ def test_cast_ops_compute_in_fp16_between_float_neighbours(net, monkeypatch, tmp
     assert 0.0 < np.linalg.norm(found - expected) < 2e-3 * np.linalg.norm(expected)
 
 
+@pytest.mark.parametrize("processor", [graphs.VNNI, AMX], ids=["plain", "dots"])
 @pytest.mark.parametrize("opset", [17, 21])
-def test_16_bit_activations_equal_the_stock_tool_and_come_with_a_warning(opset, tmp_path):
+def test_16_bit_activations_equal_the_stock_tool_and_come_with_a_warning(opset, processor, tmp_path):
+    """Also where a stem of few channels is filled up in int8: there is no Pad for 16-bit integers."""
     nodes = [
         helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], "conv1", pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["c1"], ["r1"], "relu1"),
         helper.make_node("Conv", ["r1", "w2", "b2"], ["y"], "conv2", pads=[1, 1, 1, 1]),
     ]
-    found = graphs.weights(1, w1=(8, 3, 3, 3), b1=(8,), w2=(6, 8, 3, 3), b2=(6,))
+    found = graphs.weights(1, w1=(16, 3, 3, 3), b1=(16,), w2=(6, 16, 3, 3), b2=(6,))
     model = graphs.graph_of(nodes, found, {"x": ["n", 3, 8, 8]}, opset=opset, ir_version=10)
-    tuned = Tuned(model, graphs.batches(model), tmp_path)
+    tuned = Tuned(model, graphs.batches(model), tmp_path, processor)
     wish = {"activation": {"dtype": "uint16", "scheme": "asym"}}
     space = TuningSpace.of(tuned.capability, parse_rules(op_type={"Conv": wish}))
     built = tuned.build(space.preferred())
     assert any("2 ops have 16-bit activations" in note and "float" in note for note in built.report.notes)
+    assert space.precision == "int16"
+    assert (built.report.counts["int8_ops"], built.report.counts["int16_ops"]) == (0, 3)
     path = graphs.stock(
         tuned.float_model(tmp_path), tuned.feeds, tmp_path, op_types=["Conv", "Relu"], activation=QuantType.QUInt16
     )
@@ -96,6 +104,26 @@ def test_16_bit_activations_equal_the_stock_tool_and_come_with_a_warning(opset, 
     assert {node.domain for node in saved.graph.node if node.op_type == "QuantizeLinear"} == {
         "com.microsoft" if opset < 21 else ""
     }
+
+
+def test_a_pad_between_16_bit_ops_runs_in_float(tmp_path):
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c"], "conv1"),
+        helper.make_node("Pad", ["c", "pads"], ["p"], "pad"),
+        helper.make_node("Conv", ["p", "w2", "b2"], ["y"], "conv2"),
+    ]
+    found = graphs.weights(1, w1=(8, 4, 3, 3), b1=(8,), w2=(6, 8, 3, 3), b2=(6,))
+    found["pads"] = np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64)
+    model = graphs.graph_of(nodes, found, {"x": ["n", 4, 8, 8]})
+    tuned = Tuned(model, graphs.batches(model), tmp_path)
+    wish = {"activation": {"dtype": "uint16", "scheme": "asym"}}
+    built = tuned.build(TuningSpace.of(tuned.capability, parse_rules(op_type={"Conv": wish})).preferred())
+    kinds = {node.name: node.op_type for node in onnx.load(str(ADAPTER.save(built, tmp_path / "saved"))).graph.node}
+    assert kinds["pad"] == "Pad"
+    expected, found = (
+        run(tuned.feeds[0])[0] for run in (lambda x: graphs.run(model, x), lambda x: ADAPTER.run(built, x))
+    )
+    assert np.linalg.norm(found - expected) < 2e-2 * np.linalg.norm(expected)
 
 
 def test_16_bits_are_never_searched_unless_asked_for():

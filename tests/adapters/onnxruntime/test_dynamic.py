@@ -43,11 +43,26 @@ def in_granularity(space, granularity):
     return space.candidate(chosen)
 
 
-def test_recurrent_weights_have_one_scale_first_and_products_one_per_column():
-    """Speed decides for the first (a tenth), accuracy for the second (4 %)."""
-    groups = space_of(held(graphs.lstm_net())).groups
-    first = {group.type: group.choices[0].weight.granularity for group in groups}
-    assert first == {"LSTM": Granularity.PER_TENSOR, "MatMul": Granularity.PER_CHANNEL}
+def test_one_scale_comes_first_for_vectors_and_recurrent_weights_and_scales_per_column_for_sequences():
+    """A scale per column costs an LSTM a tenth, a perceptron 4 %, and a transformer nothing."""
+    nets = (graphs.lstm_net(), graphs.perceptron(), graphs.matmul_net())
+    found = [
+        {group.type: [c.weight.granularity for c in group.choices[:-1]] for group in space_of(held(net)).groups}
+        for net in nets
+    ]
+    fine = [Granularity.PER_CHANNEL, Granularity.PER_TENSOR]
+    assert found == [{"LSTM": fine[::-1], "MatMul": fine}, {"Gemm": fine[::-1], "MatMul": fine[::-1]}, {"MatMul": fine}]
+
+
+def test_auto_keeps_the_scales_per_column_behind_a_faster_scale_per_tensor():
+    hold = ADAPTER.load(graphs.perceptron(), options(approach="auto", reduce_range=False))
+    for group in TuningSpace.of(ADAPTER.query(hold)).groups:
+        first, second = group.choices[:2]
+        assert (first.mode, second.mode) == (Mode.DYNAMIC, Mode.DYNAMIC)
+        assert (first.weight.granularity, second.weight.granularity) == (
+            Granularity.PER_TENSOR,
+            Granularity.PER_CHANNEL,
+        )
 
 
 def stock(hold, folder: Path, kinds, *, per_channel: bool) -> Path:
@@ -151,14 +166,16 @@ def test_products_become_one_kernel_and_share_the_codes_of_one_activation(tmp_pa
     assert not found["MatMul"]
 
 
-def test_product_is_within_one_step_of_integer_arithmetic_in_float64():
+@pytest.mark.parametrize(("granularity", "axis"), [("per_channel", 0), ("per_tensor", None)])
+def test_product_is_within_one_step_of_integer_arithmetic_in_float64(granularity, axis):
     rng = np.random.default_rng(1)
     w, x = weights(8, w=(48, 24))["w"], rng.standard_normal((9, 48)).astype(np.float32)
     hold = held(graph_of([helper.make_node("MatMul", ["x", "w"], ["y"], "mm")], {"w": w}, {"x": ["n", 48]}))
-    found = ADAPTER.run(ADAPTER.build(hold, space_of(hold).preferred(), None, 1), x)[0]
+    candidate = in_granularity(space_of(hold), Granularity(granularity))
+    found = ADAPTER.run(ADAPTER.build(hold, candidate, None, 1), x)[0]
     step = (max(0.0, x.max()) - min(0.0, x.min())) / 255
     codes = np.clip(np.round(x / np.float32(step)) + np.round(-min(0.0, x.min()) / step), 0, 255)
-    scale = np.abs(w).max(0).astype(np.float64) / 127
+    scale = np.abs(w).max(axis).astype(np.float64) / 127
     emulated = ((codes - np.round(-min(0.0, x.min()) / step)) @ np.round(w / scale)) * step * scale
     assert np.abs(found - emulated).max() <= 0.01 * step * np.abs(w).sum(0).max()
 

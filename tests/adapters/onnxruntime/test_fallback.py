@@ -8,6 +8,7 @@ pytest.importorskip("onnxruntime", reason='the adapter needs its framework: pip 
 
 import graphs
 import numpy as np
+import onnx
 import onnxruntime
 from graphs import ADAPTER, Tuned
 from onnx import helper
@@ -42,6 +43,59 @@ def test_a_float_op_between_int8_ops_keeps_its_float_weights(kind, tmp_path):
     tuned = Tuned(model, graphs.batches(model, size=16), tmp_path)
     full = tuned.space.preferred()
     assert_literal(tuned, Candidate.of({name: full.ops[name] for name in ("op1", "op3")}))
+
+
+def with_source_codes(model, *tensors):
+    """Let the model itself quantize and dequantize these tensors."""
+    nodes = []
+    for node in model.graph.node:
+        node.input[:] = [f"{name}d" if name in tensors else name for name in node.input]
+        nodes.append(node)
+    for name in tensors:
+        zero = "z" if name == "x" else "first"  # behind a Relu
+        place = 0 if name == "x" else next(i for i, node in enumerate(nodes) if name in node.output) + 1
+        nodes[place:place] = [
+            helper.make_node("QuantizeLinear", [name, "s", zero], [f"{name}q"], f"{name}_quantize"),
+            helper.make_node("DequantizeLinear", [f"{name}q", "s", zero], [f"{name}d"], f"{name}_dequantize"),
+        ]
+    values = {"s": np.float32(0.05), "z": np.uint8(128), "first": np.uint8(0)}
+    found = [onnx.numpy_helper.from_array(value, name) for name, value in values.items()]
+    model.graph.initializer.extend(found)
+    graph = helper.make_graph(nodes, "coded", model.graph.input, model.graph.output, model.graph.initializer)
+    return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+
+
+@pytest.mark.parametrize("kind", ["Conv", "Gemm"])
+def test_a_float_op_behind_codes_of_the_source_model_keeps_its_float_weights(kind, tmp_path):
+    model = with_source_codes(chain(kind), "x")
+    tuned = Tuned(model, graphs.batches(model, size=16), tmp_path)
+    full = tuned.space.preferred()
+    assert "op1" not in full.ops
+    assert_literal(tuned, full)
+    kinds = _optimized_kinds(ADAPTER.save(tuned.build(full), tmp_path / "saved"), tmp_path)
+    assert kinds.count("QLinearConv") + kinds.count("QGemm") == 2, kinds
+
+
+def test_what_the_runtime_makes_of_the_source_model_stays(tmp_path):
+    """A float op between codes of the source runs in integers in the float model, and in candidates."""
+    model = with_source_codes(chain("Conv"), "x", "r1")
+    tuned = Tuned(model, graphs.batches(model, size=16), tmp_path)
+    for candidate in (Candidate(), tuned.space.preferred()):
+        path = ADAPTER.save(tuned.build(candidate), tmp_path / str(len(candidate.ops)))
+        assert _optimized_kinds(path, tmp_path).count("QLinearConv") == 1 + len(candidate.ops)
+
+
+def test_a_float_product_may_transpose_the_codes_that_it_reads(tmp_path):
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1"], ["c1"], "first"),
+        helper.make_node("Relu", ["c1"], ["r1"], "relu"),
+        helper.make_node("Gemm", ["r1", "w2"], ["c2"], "kept", transA=1),
+        helper.make_node("Gemm", ["c2", "w3"], ["y"], "last"),
+    ]
+    model = graphs.graph_of(nodes, graphs.weights(9, w1=(12, 12), w2=(6, 12), w3=(12, 5)), {"x": [6, 12]})
+    tuned = Tuned(model, graphs.batches(model, size=6), tmp_path)
+    full = tuned.space.preferred()
+    assert_literal(tuned, Candidate.of({name: full.ops[name] for name in ("first", "last")}))
 
 
 @pytest.mark.parametrize("kind", ["MaxPool", "Transpose", "Reshape"])

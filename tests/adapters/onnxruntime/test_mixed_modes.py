@@ -19,7 +19,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from neural_tune.space import TuningSpace
 from neural_tune.testing import AdapterConformance
-from neural_tune.values import Candidate, Mode, Observer
+from neural_tune.values import Candidate, Granularity, Mode, Observer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -116,7 +116,9 @@ def test_mixture_equals_the_two_stock_tools_one_after_the_other(tmp_path):
     """Static first, then dynamic on what the first left in float: the runtime's own tools, applied in turn."""
     model, hold, space, statistics = prepared(graphs.perceptron(), tmp_path)
     static = next(c for c in space.groups[0].choices if c.mode is Mode.STATIC)
-    dynamic = next(c for c in space.groups[0].choices if c.mode is Mode.DYNAMIC)
+    dynamic = next(
+        c for c in space.groups[0].choices if c.mode is Mode.DYNAMIC and c.weight.granularity is Granularity.PER_CHANNEL
+    )
     feeds = graphs.batches(model)
     source = onnx.load(str(ADAPTER.save(ADAPTER.build(hold, Candidate(), None, 1), tmp_path / "normalised")))
     for statics in (("fc1",), ("fc2",), ("fc3",), ("fc1", "fc2")):

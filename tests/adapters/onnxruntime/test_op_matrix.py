@@ -391,6 +391,7 @@ def test_every_row_of_the_matrix_is_a_case_or_a_documented_float():
     assert static == {kind for kind, row in matrix.ROWS.items() if row.qoperator}
     assert all(row.measured for row in matrix.ROWS.values())
     untried = {"Scan", "GroupNormalization", "TopK"}  # as Loop, as InstanceNormalization, as GatherND
+    untried |= {kind for kind in matrix.ROWS if kind.startswith("com.microsoft.")}  # in test_stock_suite
     assert set(matrix.ROWS) - static - untried <= set(FLOATS)
 
 

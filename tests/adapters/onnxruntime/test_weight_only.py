@@ -8,14 +8,16 @@ pytest.importorskip("onnxruntime", reason='the adapter needs its framework: pip 
 
 import graphs
 import numpy as np
+import onnx
 from graphs import ADAPTER, graph_of, options, weights
 from onnx import helper
 from onnxruntime.capi._pybind_state import quantize_matmul_4bits, quantize_matmul_8bits
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.quantization.neural_compressor.weight_only import gptq as vendored_gptq
 from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor
 
 from neural_tune.config import parse_rules
-from neural_tune.errors import AdapterError, ConfigError
+from neural_tune.errors import AdapterError, CapabilityError, ConfigError
 from neural_tune.space import TuningSpace
 from neural_tune.values import Candidate, DType, Granularity, Observer, QuantSpec
 from neural_tune_onnxruntime import build, forms, gptq, hessian, nbits
@@ -321,3 +323,34 @@ def test_units_that_decayed_to_nothing_become_zero_without_an_overflow(bits, sym
     for blocks in made:
         assert not blocks.values()[:, :3].any()
         assert error(x, weight, blocks) < (0.25 if bits == 4 else 0.02)
+
+
+@pytest.mark.parametrize("size", [32, 128])
+@pytest.mark.parametrize("dtype", ["int4", "uint4"])
+def test_table_in_blocks_of_four_bits_equals_the_stock_tool(dtype, size, tmp_path):
+    model = graphs.embedding_net(width=128)
+    hold = ADAPTER.load(model, options(approach="weight_only"))
+    rule = {"Gather": {"weight": {"dtype": dtype, "group_size": size, "algorithm": "rtn"}}}
+    space = TuningSpace.of(ADAPTER.query(hold), parse_rules(op_type=rule))
+    group = next(group for group in space.groups if group.type == "Gather")
+    saved = ADAPTER.save(ADAPTER.build(hold, space.candidate({group.name: group.choices[0]}), None, 1), tmp_path)
+    assert saved.stat().st_size < 0.3 * len(model.SerializeToString())
+    tool = MatMulNBitsQuantizer(
+        onnx.load_from_string(model.SerializeToString()),
+        block_size=size,
+        is_symmetric=dtype == "int4",
+        op_types_to_quantize=("Gather",),
+    )
+    tool.process()
+    feed = {"ids": np.random.default_rng(0).integers(0, 300, (4, 5))}
+    (found,), (expected,) = graphs.run(saved, feed), graphs.run(tool.model.model, feed)
+    np.testing.assert_array_equal(found, expected)
+    (floats,) = graphs.run(model, feed)
+    assert 0.0 < np.linalg.norm(found - floats) < 0.2 * np.linalg.norm(floats)
+
+
+def test_table_that_does_not_split_into_blocks_is_refused_with_the_reason():
+    hold = ADAPTER.load(graphs.embedding_net(width=40), options(approach="weight_only"))
+    config = forms.block_config(DType.INT4, 16, Observer.MINMAX, 0)
+    with pytest.raises(CapabilityError, match="rows of 40 values are no whole number of blocks of 16"):
+        ADAPTER.build(hold, Candidate.of({"embed": config}), None, 1)

@@ -194,6 +194,7 @@ def test_auto_falls_through_to_eager_for_a_model_that_nothing_traces():
     assert hold.backend.name == "eager"
     notes = PyTorchAdapter().query(hold).notes
     assert any(note.startswith("backend 'eager' is used, because pt2e") for note in notes)
+    assert any("speed-up is against float in eager mode" in note for note in notes)
 
 
 def test_a_model_without_a_known_module_is_refused():

@@ -78,6 +78,21 @@ def test_a_package_in_which_ops_would_run_in_float_is_refused_and_removed(artifa
     assert list(tmp_path.iterdir()) == [copy]
 
 
+def test_a_package_that_computes_something_else_is_refused_and_removed(artifact, tmp_path, monkeypatch):
+    copy = tmp_path / "model.pt2"
+    copy.write_bytes(artifact.read_bytes())
+    load = torch._inductor.aoti_load_package
+
+    def damaged(path):
+        network = load(path)
+        return lambda *feed: [output * 1.01 for output in network(*feed)]
+
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", damaged)
+    with pytest.raises(AdapterError, match=r"computes something else than the model \(outputs differ by 0\.01"):
+        package(copy)
+    assert list(tmp_path.iterdir()) == [copy]
+
+
 def test_files_of_others_are_refused(tmp_path):
     with pytest.raises(AdapterError, match="found no file"):
         package(tmp_path)

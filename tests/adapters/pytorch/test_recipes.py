@@ -147,6 +147,32 @@ def test_alpha_is_chosen_for_every_norm_by_itself(tmp_path):
     assert spreads[0] > 3 * spreads[1]
 
 
+def test_bias_correction_follows_the_statistics_that_are_given(images, tmp_path):
+    """A second calibration of one hold gives what a hold of its own would give, and not the means of the first."""
+    nodes = [op.node for op in images.hold.captured.ops if op.weight]
+    first = bias_correction.biases(images.hold.captured, nodes, images.statistics.inputs)
+    others = [3 - batch for batch in images.batches]
+    again = ADAPTER.calibrate(images.hold, others, tmp_path)
+    found = bias_correction.biases(images.hold.captured, nodes, again.inputs)
+    fresh = bias_correction.biases(replace(images.hold.captured, cache={}), nodes, again.inputs)
+    assert all(torch.equal(found[name], fresh[name]) for name in nodes)
+    assert not any(torch.equal(found[name], first[name]) for name in nodes)
+
+
+def test_smoothquant_leaves_a_norm_that_is_also_an_output_of_the_model(tmp_path):
+    class Encoder(Block):
+        def forward(self, x):
+            x = self.norm(x)
+            return x, self.out(torch.tanh(self.query(x)) * torch.sigmoid(self.key(x)))
+
+    tuned = Tuned(Encoder(2.0), (6, 16), tmp_path)
+    notes = tuned.build(("smoothquant",)).report().notes
+    assert any("rescaled the channels behind 1 ops" in note for note in notes)
+    assert not any("not applied" in note for note in notes)
+    norm = tuned.outputs(ADAPTER.build(tuned.hold, FLOAT_CANDIDATE, None, 1))[0][0]
+    np.testing.assert_allclose(tuned.outputs(tuned.build(("smoothquant",)))[0][0], norm, rtol=1e-5, atol=1e-6)
+
+
 def _norm_scales(captured):
     for node in captured.graph.graph.nodes:
         if node.target is torch.ops.aten.layer_norm.default and not node.name.endswith("_kept"):
@@ -200,14 +226,12 @@ def test_the_int8_kernels_are_the_same_in_number_when_compiled(tmp_path):
     if lowering.probe().problem:
         pytest.skip("torch.compile finds no C++ compiler here")
     tuned = Tuned(Block(2.0), (6, 16), tmp_path, compile=True)
-    built = tuned.build(("bias_correction", "smoothquant"))
+    candidate = Candidate.of(tuned.full.ops, (), ("bias_correction", "smoothquant"))
+    # Simulated first, as a search does: the graph that the probe made must not decide how the candidate runs.
+    simulated = tuned.outputs(ADAPTER.simulate(tuned.hold, candidate, tuned.statistics, 1))
+    built = tuned.build(candidate.recipes)
     compiled = tuned.outputs(built)
     assert built.report().counts["int8_kernels"] == built.report().counts["int8_kernels_expected"] == 3
-    simulated = tuned.outputs(
-        ADAPTER.simulate(
-            tuned.hold, Candidate.of(tuned.full.ops, (), ("bias_correction", "smoothquant")), tuned.statistics, 1
-        )
-    )
     assert divergence(simulated, compiled) < tuned.error()
 
 

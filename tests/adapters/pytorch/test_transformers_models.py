@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from neural_tune import PerformanceConfig, PostTrainingQuantConfig, TuningCriterion, fit
 from neural_tune.protocols import AdapterOptions
 from neural_tune.space import TuningSpace
 from neural_tune.values import FLOAT_CANDIDATE, FrozenMap
@@ -14,6 +15,7 @@ pytest.importorskip("torchao", reason='needs pip install "neural-tune[pytorch]"'
 transformers = pytest.importorskip("transformers", reason='needs pip install "neural-tune[transformers]"')
 
 from neural_tune_pytorch.adapter import PyTorchAdapter  # noqa: E402
+from neural_tune_pytorch.backends.pt2e import lowering  # noqa: E402
 
 
 def bert():
@@ -67,6 +69,37 @@ def test_models_from_a_configuration_are_quantized_and_answer_alike(tmp_path, ma
     assert type(found) is type(expected)
     error = (found.logits - expected.logits).norm() / expected.logits.norm()
     assert 0 < float(error) < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("make", "batch", "approach"), [(bert, tokens, "dynamic"), (vit, pixels, "static")])
+def test_fit_accepts_models_from_a_configuration_in_int8_kernels(tmp_path, make, batch, approach):
+    """14 linears of BERT; 13 of ViT and the convolution over its patches. Logits of held-out inputs correlate with those of float by 0.99 at least."""
+    if lowering.probe().problem:
+        pytest.skip("torch.compile finds no C++ compiler here")
+    module, inputs = make(), batch(seed=9)
+    with torch.no_grad():
+        expected = module(**inputs).logits.numpy()
+
+    def correlation(candidate):
+        return float(np.corrcoef(candidate(**inputs).logits.numpy().ravel(), expected.ravel())[0, 1])
+
+    result = fit(
+        module,
+        PostTrainingQuantConfig(
+            backend="pt2e",
+            approach=approach,
+            tuning_criterion=TuningCriterion(strategy="basic", max_trials=2),
+            performance=PerformanceConfig(threads=1, warmup=1, repeats=5, seconds=0.2),
+            workspace=str(tmp_path),
+        ),
+        calib_dataloader=[batch(seed=seed) for seed in range(3)],
+        eval_func=correlation,
+        reporter="quiet",
+    )
+    assert result.accepted, result.reason
+    assert result.counts["int8_kernels"] == result.counts["int8_kernels_expected"] == 14
+    assert result.best.metrics["accuracy"] < 1.0, "this is the float model"
 
 
 def test_query_key_and_value_share_a_choice():

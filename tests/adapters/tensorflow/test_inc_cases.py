@@ -14,6 +14,22 @@ it is an op of its own.
 | big_saved_model | `test_a_graph_above_two_gigabytes_is_refused` |
 | itex_qdq | Q/DQ graphs for Intel's plug-in, which ends at TensorFlow 2.15: `test_the_form_for_their_plugin_is_refused` |
 | spr_base_distributed_metrics, _pruning, _tf_dataloader | Horovod training loops, no graphs: not here |
+
+| file of theirs in test/adaptor/tensorflow_adaptor | here |
+|---|---|
+| graph_cac, graph_concat, graph_conv_add_relu_fusion, graph_conv_fusion, graph_dequantize_cast_optimizer, graph_fuse_gelu, graph_matmul_fusion | the same graphs as of test/tfnewapi, for an older set of ops: `FUSED` |
+| graph_column_wise_mul, graph_conv_as_output, graph_conv_math, graph_convert_layout, convert_layout, graph_convert_leakyrelu, graph_cse_optimization, graph_expanddims_optimizer, graph_fetch_weight_from_reshape | `FROZEN` |
+| fold_batch_norm, graph_fold_bn, graph_fuse_decomposed_bn, fold_const, graph_library_detection, grappler_pass, graph_meta_pass, graph_pad_conv, graph_post_cse_optimize, move_squeeze_after_relu | `FROZEN` (fold_batch_norm is graph_fold_bn, grappler_pass is fold_const and library_detection) |
+| quantize_input, remove_training_nodes, rnn, share_nodes_graph, strip_equivalent_nodes | `FROZEN` |
+| graph_switch_optimizer | `FROZEN`; theirs cuts the Switch out, here it stays; a product in the branch that never runs is not supported |
+| graph_convert_nan | `test_weights_that_are_not_finite_are_named` |
+| graph_input_output, get_output_tensor, graph_util, tf_util, get_estimator_graph | how a graph's ends are found: test_inputs.py; estimators ended with TensorFlow 2.15 |
+| bf16_convert | test_bf16.py |
+| smooth_quant_tf, bias_correction | `test_recipes_of_theirs_are_refused_by_name` |
+| itex_basic, gpu | for Intel's plug-in: `test_the_form_for_their_plugin_is_refused` |
+| calculate_op_sensitivity, inspect_tensor, inspect_tensor_in_mse_tuning, set_tensor, graph_dump_tensor, tensorboard | values of single tensors for the strategies: toggles and probes, in test_conformance.py |
+| query_yaml, graph_search_patterns | their tables of ops and patterns: what is offered comes from the kernels, test_conformance.py and test_rewrite.py |
+| data_pipline, graph_insert_logging, graph_debug_mode | their data sets and their print nodes: no graphs of ours |
 """
 
 from __future__ import annotations
@@ -71,6 +87,12 @@ def training_norm(x: Any) -> Any:
 def dilated(x: Any) -> Any:
     apart = tf.space_to_batch_nd(x, [2, 2], [[2, 2], [2, 2]])
     return tf.nn.relu(tf.compat.v1.batch_to_space_nd(conv(apart, padding="VALID"), [2, 2], [[0, 0], [0, 0]]) + BIAS)
+
+
+def switched(x: Any) -> Any:
+    """A training flag as TensorFlow 1 wrote it."""
+    inference, training = tf.raw_ops.Switch(data=x, pred=tf.constant(False))
+    return conv(tf.raw_ops.Merge(inputs=[tf.nn.relu(inference), tf.nn.relu6(training) * 9.0])[0])
 
 
 def in_a_function(x: Any) -> Any:
@@ -461,6 +483,7 @@ FROZEN: dict[str, Case] = {
         lambda x: tf.concat([conv(y := tf.nn.relu(conv(x))), conv(y, K3 * 0.5)], 3),
         {CONV: 3, "QuantizeV2": 1, "Dequantize": 2},
     ),
+    "graph_switch_optimizer: switch_optimizer": Case(switched, {CONV: 1, "Switch": 1, "Merge": 1}),
     "move_squeeze_after_relu: squeeze_biasadd_relu": Case(
         lambda x: tf.nn.relu(tf.nn.bias_add(tf.squeeze(conv(x, normal(8, 8, 8, 8), padding="VALID"), [1, 2]), BIAS)),
         {CONV: 1, "Squeeze": 1},

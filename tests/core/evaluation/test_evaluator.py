@@ -202,8 +202,29 @@ def test_a_model_that_depends_on_its_batch_is_evaluated_in_data_order_after_all(
     complete = evaluator.evaluate(adapter, base * 1.1, hopeless=never)
     assert complete.metrics == plain.metrics
     assert complete.samples == 210
-    assert "depend on which samples share a batch" in evaluator.notices[0]
+    assert "depend on which samples share a batch" in evaluator.notices[-1]
     assert evaluator.evaluate(adapter, base * 1.1, hopeless=never).samples == 100  # once is enough
+
+
+def test_a_rejection_is_guarded_after_an_innocent_candidate_too() -> None:
+    class Mixed(TableAdapter):
+        """Its candidates depend on their batch unless they are right everywhere, and no adapter said so."""
+
+        def run(self, built: np.ndarray, inputs: Any) -> tuple[np.ndarray, ...]:
+            (table,) = super().run(built, inputs)
+            return (table,) if np.abs(built).max() > 90 else (table - table.mean(axis=0),)
+
+    generator = np.random.default_rng(7)
+    labels = generator.integers(0, 3, 60)
+    base = generator.normal(size=(60, 3))
+    evaluator, adapter = evaluator_on(labels), Mixed()
+    baseline = evaluator.baseline(TableAdapter(), base).metrics
+    hopeless = failing(AccuracyCriterion(criterion="absolute", tolerable_loss=0.0), baseline)
+    evaluator.evaluate(adapter, 100 * np.eye(3)[(labels + 1) % 3], hopeless=hopeless)
+    assert not any("share a batch" in notice for notice in evaluator.notices)
+    early = evaluator.evaluate(adapter, base - 5.0, hopeless=hopeless)
+    assert "depend on which samples share a batch" in evaluator.notices[-1]
+    assert early.is_complete or early.bounds == evaluator.evaluate(adapter, base - 5.0, hopeless=hopeless).bounds
 
 
 @settings(max_examples=150, deadline=None)
@@ -237,7 +258,7 @@ def test_the_first_rejection_runs_one_batch_more_as_the_loader_gave_it() -> None
     assert adapter.visited[50:] == list(range(20, 30))  # which holds seven of them
     assert (cut.samples, cut.is_complete) == (20, False)
     assert not evaluator.notices
-    assert evaluator.evaluate(adapter, wrong, hopeless=hopeless).samples == 10  # the others run no more than they need
+    assert evaluator.evaluate(adapter, wrong, hopeless=hopeless).samples == 20  # every rejection is held against it
 
 
 def test_a_rejection_in_margin_order_does_not_count_where_outputs_depend_on_the_batch() -> None:

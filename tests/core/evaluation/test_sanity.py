@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from neural_tune.evaluation import Evaluation, check_baseline, check_outputs
+from neural_tune.evaluation import Evaluation, check_baseline, check_outputs, metric
+from neural_tune.evaluation.sanity import near_chance
 from neural_tune.values import FrozenMap
 
 BATCH = np.arange(12.0).reshape(4, 3)
@@ -63,3 +64,23 @@ def test_importing_the_package_loads_no_library_of_metrics() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+def test_an_accuracy_at_chance_level_is_a_notice_and_a_better_one_is_not() -> None:
+    labels = np.arange(1000) % 10  # always answering one class: 0.1, with a standard error of 0.0095
+    topk = metric("topk")
+    assert "0.1180, and 0.1000" in near_chance(topk, 0.118, labels)
+    assert near_chance(topk, 0.120, labels) == ""
+    assert near_chance(metric("accuracy"), 0.118, labels) != ""
+    assert near_chance(topk, 0.0, labels) != ""
+
+
+def test_only_accuracies_over_classes_on_enough_samples_can_be_at_chance_level() -> None:
+    labels = np.arange(1000) % 10
+    assert near_chance(metric("mse"), 0.0, labels) == ""
+    assert near_chance(metric({"topk": 5}), 0.1, labels) == ""
+    assert near_chance(metric("topk"), 0.1, labels[:40]) == ""
+    assert near_chance(metric("topk"), 1.0, np.zeros(1000, int)) == ""
+    assert near_chance(metric("accuracy"), 0.1, np.tile(labels, (2, 1))) == ""
+    assert near_chance(metric("topk"), 0.1, list(labels)) == ""
+    assert near_chance(metric({"accuracy": {"ignore_index": 0}}), 0.1, labels) == ""

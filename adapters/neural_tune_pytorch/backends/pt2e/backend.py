@@ -10,12 +10,12 @@ from typing import Any, TypeAlias
 
 from neural_tune.calibration import Statistics
 from neural_tune.errors import AdapterError, CapabilityError
-from neural_tune.protocols import AdapterOptions, BuildReport, Toggles
+from neural_tune.protocols import AdapterOptions, BuildReport, ObservedTensor, Toggles
 from neural_tune.values import FLOAT_CANDIDATE, Candidate, Capability, FrozenMap, LatencyProfile
 from neural_tune_pytorch import archive
 from neural_tune_pytorch.backend import Built, Feed, Source
+from neural_tune_pytorch.backends.pt2e import axes, capability, capture, lowering, memory, observe, plan, ranges, save
 from neural_tune_pytorch.backends.pt2e import build as building
-from neural_tune_pytorch.backends.pt2e import capability, capture, lowering, observe, plan, save
 from neural_tune_pytorch.backends.pt2e import profile as profiling
 from neural_tune_pytorch.backends.pt2e.capture import Captured
 from neural_tune_pytorch.backends.pt2e.lowering import Compiled, Reference
@@ -71,8 +71,10 @@ class Pt2eBackend:
 
     def restore(self, artifact: Path, metadata: Mapping[str, Any], threads: int | None) -> Built:
         """Load a .pt2 file; one that was compiled in this process already is not compiled again."""
-        calling, report = archive.calling_of(metadata), archive.report_of(metadata)
+        said, report = archive.calling_of(metadata), archive.report_of(metadata)
         network = _RECENT.get(hashlib.sha256(artifact.read_bytes()).hexdigest(), lambda: _network(artifact, metadata))
+        # What the graph in the file has fixed is what counts, also in files of before this was written down.
+        calling = axes.with_fixed_axes(said, network.graph.graph)
 
         def write(directory: Path) -> Path:
             return save.write(artifact.read_bytes(), directory)
@@ -91,6 +93,10 @@ class Pt2eBackend:
     ) -> Toggles:
         """Return one graph in which every edge of the candidate can be switched."""
         return ToggleModel(captured, candidate, statistics, threads)
+
+    def ranges(self, captured: Captured, candidate: Candidate, statistics: Statistics) -> tuple[ObservedTensor, ...]:
+        """Return what calibration saw of the tensors that static ops read."""
+        return ranges.observed(captured, candidate, statistics)
 
     def profile(
         self, captured: Captured, candidate: Candidate, statistics: Statistics | None, feed: Feed, threads: int
@@ -189,6 +195,7 @@ class _Building:
 
 def _network(artifact: Path, metadata: Mapping[str, Any]) -> Runs:
     graph = save.read(artifact)
+    memory.with_own_inputs(graph)
     if metadata.get("compile", True):
         return Compiled(graph, pads=bool(metadata.get("free_rows", False)))
     return Reference(graph)

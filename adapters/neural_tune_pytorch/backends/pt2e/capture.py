@@ -20,6 +20,7 @@ from neural_tune.protocols import AdapterOptions
 from neural_tune.values import FrozenMap
 from neural_tune_pytorch import model as models
 from neural_tune_pytorch.backend import Feed, Source
+from neural_tune_pytorch.backends.pt2e import axes, memory
 from neural_tune_pytorch.backends.pt2e.ops import Op, find_ops
 from neural_tune_pytorch.calling import Calling
 from neural_tune_pytorch.libraries import x86_inductor
@@ -90,10 +91,15 @@ def capture(source: Source, options: AdapterOptions) -> Captured:
             f"torch.export could not keep the batch axis free: the model takes batches of {_batch(source.example)} only"
         ]
     )
+    if state := list(memory.buffers(graph)):
+        notes.append(
+            f"the model changes its own buffers at every call ({', '.join(state[:5])}): calibration, candidates and the float model share them here, "
+            "so that outputs depend on the calls before; a saved model starts with the values at the time of saving"
+        )
     return Captured(
         graph=graph,
         ops=find_ops(graph),
-        calling=source.calling,
+        calling=axes.with_fixed_axes(source.calling, graph.graph),
         example=source.example,
         has_free_batch=is_free,
         has_free_rows=is_free and _has_free_rows(graph, widened(source.example)),
@@ -133,7 +139,7 @@ def _has_free_rows(graph: fx.GraphModule, feed: Feed) -> bool:
     mixed = tuple(_beside_another(tensor) for tensor in feed)
     if all(torch.equal(one, two) for one, two in zip(twice, mixed, strict=True)):
         return False
-    with torch.no_grad():
+    with torch.no_grad(), memory.kept(graph):
         whole, *others = graph(*feed), graph(*twice), graph(*mixed)
     rows = feed[0].shape[0]
     return all(
@@ -221,7 +227,7 @@ def _is_free(program: torch.export.ExportedProgram) -> bool:
     """Return whether the first axis of every input with axes stayed symbolic."""
     inputs = set(program.graph_signature.user_inputs)
     values = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
-    return all(not isinstance(value.shape[0], int) for value in values if isinstance(value, Tensor) and value.ndim)
+    return all(axes.is_free(value.shape[0]) for value in values if isinstance(value, Tensor) and value.ndim)
 
 
 def _what_stopped(error: BaseException) -> str:

@@ -25,6 +25,7 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
 
 from neural_tune_pytorch.backend import Feed
+from neural_tune_pytorch.backends.pt2e import memory
 from neural_tune_pytorch.libraries import x86_inductor
 
 _KERNELS = re.compile(r"\b(?:torch\.ops\.)?onednn\.(qconv|qlinear)\w*(?:\.\w+)?\(")
@@ -81,6 +82,7 @@ def compiled(graph: fx.GraphModule, feed: Feed) -> Form:
 
     with ExitStack() as stack:
         stack.enter_context(_LOCK)
+        stack.enter_context(memory.kept(graph))
         code = stack.enter_context(generated_code())
         stack.enter_context(inductor_config.patch(_SETTINGS))
         # Inductor uses deprecated parts of torch itself.
@@ -125,6 +127,7 @@ def _innermost(call: Callable[..., Any], output: Any, feed: Feed) -> Callable[..
     inner = getattr(output, "current_callable", None)
     if inner is None:
         return call
+    feed = tuple(tensor.clone() for tensor in feed)  # a graph may write to what it is given
     taken: list[Any] = []
     given: list[Any] = []
 

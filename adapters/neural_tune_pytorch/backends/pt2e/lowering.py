@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from neural_tune.errors import AdapterError
 from neural_tune_pytorch import model as models
 from neural_tune_pytorch.backend import Feed
-from neural_tune_pytorch.backends.pt2e import inductor
+from neural_tune_pytorch.backends.pt2e import inductor, memory
 from neural_tune_pytorch.backends.pt2e.inductor import Form, Kernels
 from neural_tune_pytorch.inputs import shapes_of
 
@@ -29,10 +29,11 @@ class Reference:
 
     def __init__(self, graph: fx.GraphModule) -> None:
         self.graph = graph
+        self._constants = memory.constant_outputs(graph.graph)
 
     def __call__(self, *feed: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs."""
-        return _guarded(self.graph, feed)
+        return _own(_guarded(self.graph, feed), self._constants)
 
 
 class Compiled:
@@ -51,6 +52,7 @@ class Compiled:
     def __init__(self, graph: fx.GraphModule, *, pads: bool) -> None:
         """Take the graph, and whether its rows are independent, so that a batch may be padded."""
         self.graph = graph
+        self._constants = memory.constant_outputs(graph.graph)
         self._pads = pads
         self._forms: dict[_Key, Form] = {}
         self._padded: set[_Key] = set()
@@ -82,7 +84,8 @@ class Compiled:
         form = self._forms.get(key)
         if form is None:
             return self._first(key, feed)
-        return tuple(form.call(*[tensor.contiguous() for tensor in feed]))
+        outputs = tuple(form.call(*[tensor.contiguous() for tensor in feed]))
+        return _own(outputs, self._constants) if self._constants else outputs
 
     def _first(self, key: _Key, feed: Feed) -> tuple[Tensor, ...]:
         """Return the outputs for shapes that were not compiled yet: padded when they come for the first time, else compiled."""
@@ -99,7 +102,7 @@ class Compiled:
         with self._lock:
             if key not in self._forms:
                 self._forms[key] = _explained(inductor.compiled, feed, self.graph, feed)
-        return _guarded(self._forms[key].call, feed)
+        return _own(_guarded(self._forms[key].call, feed), self._constants)
 
     def _larger(self, key: _Key, rows: int) -> int:
         """Return the smallest compiled batch size above `rows` that differs in nothing else; 0 if there is none."""
@@ -114,6 +117,11 @@ class Compiled:
             and all(a[1:] == b[1:] for a, b in zip(known, shapes, strict=True))
         ]
         return min(fitting, default=0)
+
+
+def _own(outputs: tuple[Tensor, ...], constants: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Return outputs with copies of those that are the same memory at every call: they belong to the caller now."""
+    return tuple(output.clone() if at in constants else output for at, output in enumerate(outputs))
 
 
 def _key(feed: Feed) -> _Key:

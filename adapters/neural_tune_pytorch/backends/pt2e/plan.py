@@ -32,6 +32,7 @@ class Plan:
 
     Attributes:
         static: Edge -> its codes.
+        sources: Static edge -> the tensor whose range its codes cover (that before a max pool which carries codes).
         dynamic: Edges whose range is found at run time -> largest code.
         weights: Nodes whose weight is int8 codes that an int8 kernel reads.
         stored: Node -> config, where a weight is only stored in fewer bits (weight_only), or the op is cast to bf16.
@@ -40,6 +41,7 @@ class Plan:
     """
 
     static: Mapping[Edge, Codes] = field(default_factory=dict)
+    sources: Mapping[Edge, str] = field(default_factory=dict)
     dynamic: Mapping[Edge, int] = field(default_factory=dict)
     weights: frozenset[str] = frozenset()
     stored: Mapping[str, OpConfig] = field(default_factory=dict)
@@ -76,9 +78,11 @@ def plan(captured: Captured, candidate: Candidate, statistics: Statistics | None
             configs[op.name] = config
     ranges = {choice.tensor: choice for choice in candidate.ranges}
     kernels = {name: config for name, config in configs.items() if config.mode not in STORED}
-    static, dynamic = _edges(captured, kernels, ranges, statistics)
+    wanted, dynamic = _edges(captured, kernels)
+    sources = _sources(captured, kernels, wanted)
     return Plan(
-        static=static,
+        static={edge: _codes(tensor, wanted[edge], ranges, statistics) for edge, tensor in sources.items()},
+        sources=sources,
         dynamic=dynamic,
         weights=frozenset(known[name].node for name in kernels if known[name].weight),
         stored={known[name].node: config for name, config in configs.items() if config.mode in STORED},
@@ -151,14 +155,8 @@ def _check(op: Op, config: OpConfig) -> None:
         )
 
 
-def _edges(
-    captured: Captured,
-    configs: Mapping[str, OpConfig],
-    ranges: Mapping[str, TensorRange],
-    statistics: Statistics | None,
-) -> tuple[dict[Edge, Codes], dict[Edge, int]]:
-    nodes = {node.name: node for node in captured.graph.graph.nodes}
-    static: dict[Edge, Codes] = {}
+def _edges(captured: Captured, configs: Mapping[str, OpConfig]) -> tuple[dict[Edge, QuantSpec], dict[Edge, int]]:
+    """Return static edge -> spec, and dynamic edge -> largest code, for the int8 ops alone: no pool is among them."""
     dynamic: dict[Edge, int] = {}
     wanted: dict[Edge, QuantSpec] = {}
     for op in captured.ops:
@@ -170,14 +168,20 @@ def _edges(
                 dynamic[op.node, position] = codes.last_code(config.activation)
             else:
                 wanted[op.node, position] = config.activation
+    return wanted, dynamic
+
+
+def _sources(captured: Captured, configs: Mapping[str, OpConfig], wanted: dict[Edge, QuantSpec]) -> dict[Edge, str]:
+    """Return static edge -> the tensor whose range it takes; `wanted` gains the edges of the max pools that carry codes."""
+    nodes = {node.name: node for node in captured.graph.graph.nodes}
     pooled = _through_pools(captured, configs, nodes, wanted)
-    for edge, spec in wanted.items():
-        source = str(nodes[edge[0]].args[edge[1]])
-        static[edge] = _codes(pooled.get(source, source), spec, ranges, statistics)
-    for pool, tensor in pooled.items():
-        reader = next(edge for edge in wanted if str(nodes[edge[0]].args[edge[1]]) == pool)
-        static[pool, 0] = _codes(tensor, wanted[reader], ranges, statistics)
-    return static, dynamic
+    read = {edge: str(nodes[edge[0]].args[edge[1]]) for edge in wanted}
+    for pool in pooled:
+        reader = next(edge for edge, source in read.items() if source == pool)
+        wanted[pool, 0] = wanted[reader]
+    return {edge: pooled.get(source, source) for edge, source in read.items()} | {
+        (pool, 0): tensor for pool, tensor in pooled.items()
+    }
 
 
 def _through_pools(

@@ -78,7 +78,13 @@ def profile(
 def _draft(captured: Captured, planned: Plan, floats: _Spent, int8: _Spent, sizes: Mapping[str, int]) -> LatencyProfile:
     """Return the profile as the statements tell it, for one row and one thread."""
     rate = _rate(captured, planned, floats, int8, sizes)
-    int8_ms = {name: int8.ops.get(name, 0.0) for name, config in planned.configs.items() if config.activation}
+    int8_ms = {
+        op.name: int8.ops.get(op.name, 0.0)
+        for op in captured.ops
+        if op.name in planned.configs and planned.configs[op.name].activation
+        # An anchor that was not found has no time; a companion runs inside of its anchor.
+        if op.name in int8.ops or op.role is not Role.ANCHOR
+    }
     int8_ms |= {
         op.name: int8.ops[op.name] for op in captured.ops if op.role is Role.PASS_THROUGH and op.name in int8.ops
     }
@@ -88,7 +94,7 @@ def _draft(captured: Captured, planned: Plan, floats: _Spent, int8: _Spent, size
             read_by.setdefault(op.inputs[0], []).append(op.name)
     # A range that is found when the op runs is found whoever wrote the tensor: no border that a neighbour could spare.
     for tensor, readers in read_by.items():
-        for name in readers:
+        for name in int8_ms.keys() & readers:
             int8_ms[name] += rate * sizes.get(tensor, 0) / len(readers)
     borders = {name: 0.0 if name in read_by else rate * sizes.get(name, 0) for name in observed_tensors(captured)}
     return LatencyProfile(
