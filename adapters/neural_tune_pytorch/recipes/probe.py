@@ -53,8 +53,9 @@ def watch(
 def outputs(captured: Captured, spool: Spool, most: int) -> Iterator[list[NDArray[Any]]]:
     """Yield the outputs of the float graph, batch by batch."""
     for feed, _ in feeds(captured, spool, most):
-        with torch.no_grad():
-            yield [item.numpy() for item in captured.graph(*feed)]
+        with torch.no_grad():  # never around a yield: two such generators in turns would leave gradients off
+            found = [item.numpy() for item in captured.graph(*feed)]
+        yield found
 
 
 def feeds(captured: Captured, spool: Spool, most: int | None = None) -> Iterator[tuple[Feed, int]]:

@@ -120,6 +120,7 @@ def test_equalization_removes_planted_outlier_channels_and_the_function_stays(im
     assert images.error(("equalization",)) < 3 * clean.error()
     after = images.variant("equalization").captured
     assert variants.difference(images.hold.captured, after, images.statistics.inputs) <= preservation.TOLERANCE
+    assert torch.is_grad_enabled()  # the graphs run in turns, and a user's training goes on afterwards
     assert after.changes == ("equalization: rescaled the channels behind 2 ops",)
 
 
