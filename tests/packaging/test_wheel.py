@@ -196,7 +196,7 @@ def make():
     [
         ("onnxruntime", [["model.onnx"]]),
         ("tensorflow", [["net.keras"], ["net_saved"]]),
-        ("torchao", [["nets:make", "--shape", "x=1,3,12,12"]]),
+        ("torchao", [["nets:make", "--shape", "input=1,3,12,12"]]),
     ],
 )
 def test_a_new_user_needs_a_model_and_two_commands(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from emulation import worst_step
+from integer_emulation import worst_step
 from models import ADAPTER, full, graph_of, hold_of, ops_of, run_graph
 
 from neural_tune.values import Candidate, FrozenMap

@@ -7,7 +7,7 @@ from typing import Any
 import models
 import numpy as np
 import pytest
-from emulation import ACTIVATIONS, FUSED, exact, integers, worst_step
+from integer_emulation import ACTIVATIONS, FUSED, exact, integers, worst_step
 from models import ADAPTER, full, graph_of, hold_of
 
 from neural_tune.values import Candidate, Granularity
